@@ -1,0 +1,68 @@
+#!/usr/bin/env node
+// Plain JavaScript for any Node >= 20. Installs the packages of the lock file when it changed, then carries on under
+// Node 24 (the one running, or the one among the packages), which runs the TypeScript sources as they are.
+import { spawn, spawnSync } from 'node:child_process'
+import { createHash } from 'node:crypto'
+import { existsSync, readFileSync, writeFileSync } from 'node:fs'
+import { constants } from 'node:os'
+import { delimiter, dirname, join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+
+const root = join(dirname(fileURLToPath(import.meta.url)), '..')
+const modules = join(root, 'node_modules')
+// npm must not run on the Node binary inside node_modules that it is about to replace.
+const systemPath = (process.env.PATH ?? '')
+  .split(delimiter)
+  .filter((entry) => !entry.endsWith(join('node_modules', '.bin')))
+  .join(delimiter)
+
+function installIfLockChanged() {
+  const lock = join(root, 'package-lock.json')
+  if (!existsSync(lock)) return // an installed package or an image: its packages are already there
+  const hash = createHash('sha256')
+    .update(readFileSync(lock))
+    .update(process.platform + process.arch)
+    .digest('hex')
+  const stamp = join(modules, '.lock-hash')
+  if (existsSync(stamp) && readFileSync(stamp, 'utf8') === hash) return
+  process.stderr.write('installing packages (once, about half a minute) ...\n')
+  const args = ['ci', '--no-audit', '--no-fund', '--loglevel=error']
+  const npm = process.env.npm_execpath
+  const env = { ...process.env, PATH: systemPath, ONNXRUNTIME_NODE_INSTALL: 'skip' }
+  const stdio = ['ignore', 2, 2]
+  const done = npm?.endsWith('.js')
+    ? spawnSync(process.env.npm_node_execpath ?? process.execPath, [npm, ...args], { cwd: root, env, stdio })
+    : spawnSync('npm', args, { cwd: root, env, stdio })
+  if (done.status !== 0) {
+    process.stderr.write('npm ci failed; see its message above\n')
+    process.exit(1)
+  }
+  writeFileSync(stamp, hash)
+}
+
+function nodeBinary() {
+  if (Number(process.versions.node.split('.')[0]) >= 24) return process.execPath
+  const windows = process.platform === 'win32'
+  const own = join(
+    modules,
+    `node-${windows ? 'win' : process.platform}-${process.arch}`,
+    'bin',
+    windows ? 'node.exe' : 'node',
+  )
+  if (existsSync(own)) return own
+  process.stderr.write(`moesh needs Node 24 or newer on ${process.platform}/${process.arch}: install it and try again\n`)
+  process.exit(1)
+}
+
+installIfLockChanged()
+const node = nodeBinary()
+const child = spawn(node, process.argv.slice(2), {
+  stdio: 'inherit',
+  env: {
+    ...process.env,
+    PATH: [dirname(node), join(modules, '.bin'), systemPath].join(delimiter),
+    NODE_COMPILE_CACHE: process.env.NODE_COMPILE_CACHE ?? join(modules, '.cache', 'compile'),
+  },
+})
+for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) process.on(signal, () => child.kill(signal))
+child.on('exit', (code, signal) => process.exit(signal ? 128 + (constants.signals[signal] ?? 0) : (code ?? 1)))

@@ -1,0 +1,58 @@
+import { status } from '@grpc/grpc-js'
+
+/**
+ * Every error that may happen, with what a client sees of it. A code is stable; its message says what is wrong, where,
+ * and what to do about it.
+ */
+export const errorCodes = {
+  INVALID_ARGUMENT: { grpc: status.INVALID_ARGUMENT, retry: false },
+  USAGE: { grpc: status.INVALID_ARGUMENT, retry: false },
+  CHECKPOINT_INVALID: { grpc: status.FAILED_PRECONDITION, retry: false },
+  MODEL_UNSUPPORTED: { grpc: status.FAILED_PRECONDITION, retry: false },
+  MODEL_UNKNOWN: { grpc: status.NOT_FOUND, retry: false },
+  PACK_INVALID: { grpc: status.FAILED_PRECONDITION, retry: false },
+  PACK_DIGEST: { grpc: status.DATA_LOSS, retry: false },
+  PROVIDER_UNAVAILABLE: { grpc: status.FAILED_PRECONDITION, retry: false },
+  REQUEST_UNKNOWN: { grpc: status.NOT_FOUND, retry: false },
+  REQUEST_EXISTS: { grpc: status.ALREADY_EXISTS, retry: false },
+  QUEUE_FULL: { grpc: status.RESOURCE_EXHAUSTED, retry: true },
+  CANCELLED: { grpc: status.CANCELLED, retry: false },
+  NODE_UNKNOWN: { grpc: status.NOT_FOUND, retry: false },
+  NODE_ID_TAKEN: { grpc: status.ALREADY_EXISTS, retry: false },
+  NODE_INCOMPATIBLE: { grpc: status.FAILED_PRECONDITION, retry: false },
+  EXPERT_NOT_HELD: { grpc: status.FAILED_PRECONDITION, retry: true },
+  NODE_LATE: { grpc: status.UNAVAILABLE, retry: true },
+  NODE_LOST: { grpc: status.UNAVAILABLE, retry: true },
+  MEMORY_EXHAUSTED: { grpc: status.RESOURCE_EXHAUSTED, retry: true },
+  STORE_UNREACHABLE: { grpc: status.UNAVAILABLE, retry: true },
+  NOT_LEADER: { grpc: status.FAILED_PRECONDITION, retry: true },
+  STARTING: { grpc: status.UNAVAILABLE, retry: true },
+  INTERNAL: { grpc: status.INTERNAL, retry: false },
+} as const
+
+export type ErrorCode = keyof typeof errorCodes
+
+/** The one error class: `code` decides the gRPC status and whether a retry makes sense, `hint` says what to do. */
+export class MoeshError extends Error {
+  readonly code: ErrorCode
+  readonly hint: string
+
+  constructor(code: ErrorCode, message: string, hint = '', options: { cause?: unknown } = {}) {
+    super(hint === '' ? message : `${message}; ${hint}`, options)
+    this.name = 'MoeshError'
+    this.code = code
+    this.hint = hint
+  }
+}
+
+/** What was thrown, as a `MoeshError`: anything that is not one is a defect of ours. */
+export function asMoeshError(thrown: unknown): MoeshError {
+  if (thrown instanceof MoeshError) return thrown
+  const message = thrown instanceof Error ? thrown.message : String(thrown)
+  return new MoeshError('INTERNAL', message, '', { cause: thrown })
+}
+
+/** For the `default` of a `switch` over a union: the compiler names the member that is missing. */
+export function unreachable(value: never): never {
+  throw new MoeshError('INTERNAL', `unreachable value ${String(value)}`)
+}
