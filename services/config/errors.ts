@@ -26,6 +26,9 @@ export const errorCodes = {
   MEMORY_EXHAUSTED: { grpc: status.RESOURCE_EXHAUSTED, retry: true },
   STORE_UNREACHABLE: { grpc: status.UNAVAILABLE, retry: true },
   NOT_LEADER: { grpc: status.FAILED_PRECONDITION, retry: true },
+  TLS_INVALID: { grpc: status.FAILED_PRECONDITION, retry: false },
+  UNAUTHENTICATED: { grpc: status.UNAUTHENTICATED, retry: false },
+  ROLE_DENIED: { grpc: status.PERMISSION_DENIED, retry: false },
   STARTING: { grpc: status.UNAVAILABLE, retry: true },
   INTERNAL: { grpc: status.INTERNAL, retry: false },
 } as const
