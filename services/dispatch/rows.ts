@@ -49,3 +49,19 @@ export type OutputBuffer = {
   readonly id: number
   readonly data: Float32Array<SharedArrayBuffer>
 }
+
+let buffersMade = 0
+
+export function createRowBuffer(encoding: RowEncoding, hidden: number, capacity: number): RowBuffer {
+  buffersMade += 1
+  return {
+    id: buffersMade,
+    data: new Uint8Array(new SharedArrayBuffer(capacity * rowBytes(encoding, hidden))),
+    scales: new Float32Array(new SharedArrayBuffer(hasScale(encoding) ? capacity * 4 : 0)),
+  }
+}
+
+export function createOutputBuffer(hidden: number, capacity: number): OutputBuffer {
+  buffersMade += 1
+  return { id: buffersMade, data: new Float32Array(new SharedArrayBuffer(capacity * hidden * 4)) }
+}

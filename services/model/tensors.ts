@@ -45,7 +45,11 @@ function layerTensors(spec: ModelSpec, layer: LayerSpec, prefix: string): Tensor
     vector(`${prefix}.ffn_norm`, spec.hidden),
   ]
   if (attention.qkvBias) {
-    tensors.push(vector(`${prefix}.q_bias`, queries), vector(`${prefix}.k_bias`, keys), vector(`${prefix}.v_bias`, keys))
+    tensors.push(
+      vector(`${prefix}.q_bias`, queries),
+      vector(`${prefix}.k_bias`, keys),
+      vector(`${prefix}.v_bias`, keys),
+    )
   }
   if (attention.outputBias) tensors.push(vector(`${prefix}.o_bias`, spec.hidden))
   if (attention.qkNorm !== 'none') {
@@ -71,11 +75,21 @@ export function expertTensors(spec: ModelSpec, ffn: MoeFfnSpec): TensorSpec[] {
   return [linear('gate_up', spec.hidden, 2 * ffn.inner), linear('down', ffn.inner, spec.hidden)]
 }
 
-export type ShardPart = { name: string; dtype: 'f32' | 'i8' | 'u8' | 'bf16' | 'f16'; shape: number[]; offset: number; bytes: number }
+export type ShardPart = {
+  name: string
+  dtype: 'f32' | 'i8' | 'u8' | 'bf16' | 'f16'
+  shape: number[]
+  offset: number
+  bytes: number
+}
 export const tensorAlignment = 64
 
 /** Where the parts of an expert lie in its shard: `gate_up.q` and so on, each at a multiple of 64 bytes. */
-export function shardLayout(spec: ModelSpec, ffn: MoeFfnSpec, format: WeightFormat): { parts: ShardPart[]; bytes: number } {
+export function shardLayout(
+  spec: ModelSpec,
+  ffn: MoeFfnSpec,
+  format: WeightFormat,
+): { parts: ShardPart[]; bytes: number } {
   let offset = 0
   const parts: ShardPart[] = []
   for (const tensor of expertTensors(spec, ffn)) {

@@ -18,7 +18,12 @@ const attention = z.strictObject({
 })
 
 const ffn = z.discriminatedUnion('kind', [
-  z.strictObject({ kind: z.literal('dense'), inner: z.int().positive(), activation: z.literal('silu'), bias: z.boolean() }),
+  z.strictObject({
+    kind: z.literal('dense'),
+    inner: z.int().positive(),
+    activation: z.literal('silu'),
+    bias: z.boolean(),
+  }),
   z.strictObject({
     kind: z.literal('moe'),
     inner: z.int().positive(),

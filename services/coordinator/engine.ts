@@ -1,0 +1,556 @@
+import assert from 'node:assert/strict'
+import { MoeshError } from '../config/errors.ts'
+import type { Dispatcher } from '../dispatch/transport.ts'
+import type { ModelSpec } from '../model/spec.ts'
+import type {
+  Engine,
+  EngineHandle,
+  EngineRequest,
+  EngineSink,
+  FinishReason,
+  LayerTrace,
+  TokenLogprobs,
+  TokenOutput,
+} from './request.ts'
+import { planStep } from './scheduler.ts'
+import type { Item } from './team/attention.ts'
+import { kvBlockTokens } from './team/kv-cache.ts'
+import { drawToken, noLogprobs, resultWords } from './team/layout.ts'
+import type { HeadRow, Team } from './team/team.ts'
+
+export type EngineLimits = Engine['limits'] & { kvTokensMax: number }
+
+export type EngineOptions = {
+  spec: ModelSpec
+  team: Team
+  dispatcher: Dispatcher
+  limits: EngineLimits
+  /** Most alternatives that log-probabilities may name. */
+  topMax: number
+  headRowsMax: number
+  nowMs: () => number
+}
+
+/** One candidate of a request. */
+type Sequence = {
+  request: Running
+  candidate: number
+  priority: number
+  arrival: number
+  /** Prompt, then output. */
+  tokens: number[]
+  cached: number
+  /** null while it waits. */
+  slot: number | null
+  state: 'waiting' | 'running' | 'ended'
+  get pending(): number
+}
+
+type Running = {
+  request: EngineRequest
+  sink: EngineSink
+  sequences: Sequence[]
+  /** Gathered while the prompt is read, where they were asked for; null once they are sent. */
+  promptTokens: TokenOutput[] | null
+  submittedMs: number
+  startedMs: number | null
+  firstTokenMs: number | null
+  retried: number
+  outputTokens: number
+  ended: boolean
+}
+
+/** The rows of one sequence in a step. */
+type StepItem = Item & { sequence: Sequence }
+
+/** A row of which the head's output is wanted, and what for. */
+type Wanted = { row: number; item: StepItem; position: number; sequence: Sequence; draws: boolean }
+
+/**
+ * The step loop of a coordinator: schedule, run, hand out. Rows of all requests share the linear layers and one dispatch
+ * per layer; attention runs per sequence.
+ */
+export function createEngine(options: EngineOptions): Engine {
+  return new StepEngine(options)
+}
+
+class StepEngine implements Engine {
+  readonly limits: Engine['limits']
+  readonly #options: EngineOptions
+  readonly #requests = new Map<string, Running>()
+  #waiting: Sequence[] = []
+  #running: Sequence[] = []
+  readonly #freeSlots: number[]
+  #arrivals = 0
+  #wake: (() => void) | null = null
+  #closed = false
+  #abort: AbortController | null = null
+  #tokenRate = { tokens: 0, sinceMs: 0, perSecond: 0 }
+  readonly #loop: Promise<void>
+
+  constructor(options: EngineOptions) {
+    this.#options = options
+    this.limits = options.limits
+    this.#freeSlots = Array.from({ length: options.limits.maxSequences }, (_, slot) => slot).reverse()
+    this.#tokenRate.sinceMs = options.nowMs()
+    this.#loop = this.#serve()
+  }
+
+  submit(request: EngineRequest, sink: EngineSink): EngineHandle {
+    this.#check(request)
+    const nowMs = this.#options.nowMs()
+    const running: Running = {
+      request,
+      sink,
+      sequences: [],
+      promptTokens: [],
+      submittedMs: nowMs,
+      startedMs: null,
+      firstTokenMs: null,
+      retried: 0,
+      outputTokens: 0,
+      ended: false,
+    }
+    // The other candidates begin with a copy of the first one's prompt, unless they have output of their own already.
+    const separate = request.resumeFrom !== undefined
+    for (let candidate = 0; candidate < request.candidates; candidate++) {
+      const given = request.resumeFrom?.[candidate] ?? []
+      const sequence = newSequence(running, candidate, [...request.promptIds, ...given], this.#arrivals++)
+      running.sequences.push(sequence)
+      running.outputTokens += given.length
+      if (candidate === 0 || separate) this.#waiting.push(sequence)
+    }
+    this.#requests.set(request.id, running)
+    this.#wake?.()
+    return {
+      stop: (candidate) => {
+        const sequence = running.sequences[candidate]
+        if (sequence) this.#end(sequence, null)
+        this.#abortIfUseless()
+      },
+      cancel: () => {
+        for (const sequence of running.sequences) this.#end(sequence, { kind: 'cancelled' })
+        this.#abortIfUseless()
+      },
+    }
+  }
+
+  stats(): ReturnType<Engine['stats']> {
+    return {
+      running: this.#running.length,
+      queued: this.#waiting.length,
+      tokensPerSecond: this.#tokensPerSecond(),
+      kvTokensUsed: this.#running.reduce((sum, { cached }) => sum + cached, 0),
+      kvTokensMax: this.#options.limits.kvTokensMax,
+    }
+  }
+
+  async close(): Promise<void> {
+    this.#closed = true
+    for (const { sequences } of [...this.#requests.values()]) {
+      for (const sequence of sequences) this.#end(sequence, { kind: 'cancelled' })
+    }
+    this.#abort?.abort()
+    this.#wake?.()
+    await this.#loop
+  }
+
+  #check(request: EngineRequest): void {
+    const { limits, topMax, spec } = this.#options
+    if (this.#closed) throw new MoeshError('STARTING', 'this coordinator is shutting down', 'use another one')
+    if (this.#requests.has(request.id)) {
+      throw new MoeshError('REQUEST_EXISTS', `request_id "${request.id}" is running`, 'choose another one')
+    }
+    const invalid = (message: string, hint = '') => new MoeshError('INVALID_ARGUMENT', message, hint)
+    if (request.promptIds.length === 0) throw invalid('the prompt is empty', 'it needs at least one token')
+    for (const id of request.promptIds) {
+      if (!Number.isInteger(id) || id < 0 || id >= spec.vocabulary) {
+        throw invalid(`token_ids: ${id} is not in the vocabulary`, `ids are 0 … ${spec.vocabulary - 1}`)
+      }
+    }
+    const room = limits.contextLength - request.promptIds.length - (request.sampling.maxTokens > 0 ? 1 : 0)
+    if (room < 0) {
+      throw invalid(
+        `the prompt has ${request.promptIds.length} tokens, the context ${limits.contextLength}`,
+        'shorten the prompt',
+      )
+    }
+    for (const wanted of [request.output.logprobs, request.output.promptLogprobs]) {
+      if (wanted !== null && (wanted < -1 || wanted > topMax)) {
+        throw invalid(`logprobs: ${wanted} alternatives`, `allowed are -1 (the whole vocabulary) and 0 … ${topMax}`)
+      }
+    }
+    if (request.candidates < 1 || request.candidates > limits.maxSequences) {
+      throw invalid(`n: ${request.candidates} candidates`, `allowed are 1 … ${limits.maxSequences}`)
+    }
+    if (this.#waiting.length >= limits.queueMax) {
+      throw new MoeshError('QUEUE_FULL', `${this.#waiting.length} requests are waiting`, 'try again later')
+    }
+  }
+
+  async #serve(): Promise<void> {
+    while (!this.#closed) {
+      if (this.#running.length === 0 && this.#waiting.length === 0) {
+        await new Promise<void>((resolve) => {
+          this.#wake = resolve
+        })
+        this.#wake = null
+        continue
+      }
+      const items = this.#schedule()
+      try {
+        await this.#step(items)
+      } catch (thrown) {
+        this.#failStep(items, thrown)
+      }
+    }
+  }
+
+  #schedule(): StepItem[] {
+    const { limits, team } = this.#options
+    const plan = planStep(this.#running, this.#waiting, {
+      rowsMax: limits.maxBatchTokens,
+      sequencesMax: limits.maxSequences,
+      blocksMax: Math.floor(limits.kvTokensMax / kvBlockTokens),
+    })
+    for (const sequence of plan.preempted) this.#preempt(sequence)
+    for (const sequence of plan.admitted) this.#admit(sequence)
+    let row = 0
+    const items = plan.scheduled.map(({ sequence, count }): StepItem => {
+      assert(sequence.slot !== null)
+      const item = { slot: sequence.slot, start: sequence.cached, count, row, sequence }
+      for (let i = 0; i < count; i++) team.buffers.tokens[row + i] = sequence.tokens[sequence.cached + i] ?? 0
+      row += count
+      return item
+    })
+    assert(row > 0)
+    team.setStep(items, row)
+    return items
+  }
+
+  #admit(sequence: Sequence): void {
+    this.#waiting = this.#waiting.filter((other) => other !== sequence)
+    this.#running.push(sequence)
+    sequence.state = 'running'
+    sequence.request.startedMs ??= this.#options.nowMs()
+    this.#takeSlot(sequence)
+  }
+
+  #takeSlot(sequence: Sequence): void {
+    const slot = this.#freeSlots.pop()
+    assert(slot !== undefined)
+    sequence.slot = slot
+    const { request } = sequence.request
+    this.#options.team.tell({
+      kind: 'begin',
+      slot,
+      candidate: sequence.candidate,
+      promptTokens: request.promptIds.length,
+      sampling: request.sampling,
+    })
+  }
+
+  #releaseSlot(sequence: Sequence): void {
+    if (sequence.slot === null) return
+    this.#options.team.tell({ kind: 'free', slot: sequence.slot })
+    this.#freeSlots.push(sequence.slot)
+    sequence.slot = null
+  }
+
+  #preempt(sequence: Sequence): void {
+    this.#running = this.#running.filter((other) => other !== sequence)
+    this.#releaseSlot(sequence)
+    sequence.cached = 0
+    sequence.state = 'waiting'
+    this.#waiting.push(sequence)
+  }
+
+  async #step(items: readonly StepItem[]): Promise<void> {
+    const { spec, team, dispatcher } = this.#options
+    const { buffers } = team
+    const last = items.at(-1)
+    assert(last !== undefined)
+    const rows = last.row + last.count
+    const traces = items.some(({ sequence }) => wantsTrace(sequence)) ? new TraceRecorder(rows) : null
+    this.#abort = new AbortController()
+    let layer = await team.run(0)
+    while (layer < spec.layers.length) {
+      const ffn = spec.layers[layer]?.ffn
+      assert(ffn?.kind === 'moe')
+      const pairs = rows * ffn.expertsPerToken
+      traces?.record(layer, ffn.expertsPerToken, buffers.expertIds, buffers.expertWeights)
+      const report = await dispatcher.dispatch(
+        {
+          layer,
+          rowCount: rows,
+          expertsPerToken: ffn.expertsPerToken,
+          expertIds: buffers.expertIds.subarray(0, pairs),
+          rows: buffers.rows,
+          outputs: buffers.outputs,
+          outputRows: buffers.outputRows.subarray(0, pairs),
+        },
+        this.#abort.signal,
+      )
+      if (report.retriedRows > 0) {
+        for (const { sequence } of items) sequence.request.retried += report.retriedRows
+      }
+      layer = await team.run(layer + 1)
+    }
+    this.#abort = null
+    for (const { sequence, count } of items) sequence.cached += count
+    this.#forkCandidates(items)
+    await this.#handOut(items, traces)
+  }
+
+  /** Candidates that share the prompt begin where the first one's prompt ends. */
+  #forkCandidates(items: readonly StepItem[]): void {
+    for (const { sequence } of items) {
+      const { request, sequences } = sequence.request
+      const promptIsRead = sequence.candidate === 0 && sequence.cached === request.promptIds.length
+      if (!promptIsRead || sequences.length === 1 || request.resumeFrom !== undefined) continue
+      for (const other of sequences) {
+        if (other.candidate === 0 || other.state !== 'waiting' || this.#waiting.includes(other)) continue
+        if (this.#freeSlots.length === 0 || sequence.slot === null) {
+          // No room now: it reads the prompt by itself later.
+          this.#waiting.push(other)
+          continue
+        }
+        this.#takeSlot(other)
+        assert(other.slot !== null)
+        this.#options.team.tell({ kind: 'copy', from: sequence.slot, slot: other.slot })
+        other.cached = sequence.cached
+        other.state = 'running'
+        this.#running.push(other)
+      }
+    }
+  }
+
+  /** Asks the head for what the step's rows are for, a slice at a time, and passes it on. */
+  async #handOut(items: readonly StepItem[], traces: TraceRecorder | null): Promise<void> {
+    const { team, headRowsMax } = this.#options
+    const wanted = items.flatMap((item) => this.#wanted(item, traces))
+    for (let from = 0; from < wanted.length; from += headRowsMax) {
+      const slice = wanted.slice(from, from + headRowsMax)
+      await team.head(slice.map(headRow))
+      for (const [index, want] of slice.entries()) this.#take(want, index, traces)
+    }
+    for (const { sequence } of items) this.#finishScoring(sequence)
+  }
+
+  #wanted(item: StepItem, traces: TraceRecorder | null): Wanted[] {
+    const { sequence, start, count, row } = item
+    const { request } = sequence.request
+    const promptTokens = request.promptIds.length
+    const wanted: Wanted[] = []
+    if (sequence.state === 'ended') return wanted
+    const collects = sequence.candidate === 0 && sequence.request.promptTokens !== null
+    for (let i = 0; collects && i < count && start + i < promptTokens; i++) {
+      this.#collectPrompt(item, start + i, traces)
+      const scored = request.output.promptLogprobs !== null && start + i + 1 < promptTokens
+      if (scored) wanted.push({ row: row + i, item, position: start + i, sequence, draws: false })
+    }
+    const isComplete = sequence.cached === sequence.tokens.length
+    if (!isComplete || request.sampling.maxTokens === 0) return wanted
+    const position = sequence.tokens.length - promptTokens
+    const lastRow = row + count - 1
+    wanted.push({ row: lastRow, item, position, sequence, draws: true })
+    const forked = sequence.request.sequences.filter(
+      (other) => other !== sequence && other.state === 'running' && other.cached === sequence.cached,
+    )
+    if (sequence.candidate === 0 && position === 0 && request.resumeFrom === undefined) {
+      for (const other of forked) wanted.push({ row: lastRow, item, position, sequence: other, draws: true })
+    }
+    return wanted
+  }
+
+  #collectPrompt(item: StepItem, position: number, traces: TraceRecorder | null): void {
+    const { sequence, row, start } = item
+    const { promptTokens, request } = sequence.request
+    if (promptTokens === null) return
+    const experts = request.output.promptExpertTrace && traces !== null ? traces.of(row + position - start) : null
+    const known = promptTokens[position]
+    if (known) known.experts = experts
+    else promptTokens.push({ id: sequence.tokens[position] ?? 0, logprobs: null, experts })
+  }
+
+  /** Result `index` of the head slice. */
+  #take(want: Wanted, index: number, traces: TraceRecorder | null): void {
+    const { sequence, position, draws } = want
+    const running = sequence.request
+    if (sequence.state === 'ended') return
+    const { buffers } = this.#options.team
+    if (!draws) {
+      const entry = running.promptTokens?.[position + 1]
+      const logprobs = this.#logprobs(index, running.request.output.promptLogprobs)
+      // The next row may come with a later chunk only.
+      if (entry) entry.logprobs = logprobs
+      else running.promptTokens?.push({ id: sequence.tokens[position + 1] ?? 0, logprobs, experts: null })
+      return
+    }
+    this.#sendPrompt(running)
+    const id = buffers.results[index * resultWords.size + resultWords.token] ?? 0
+    const experts = running.request.output.expertTrace && traces !== null ? traces.of(want.row) : null
+    const logprobs = this.#logprobs(index, running.request.output.logprobs)
+    sequence.tokens.push(id)
+    running.outputTokens += 1
+    running.firstTokenMs ??= this.#options.nowMs()
+    this.#tokenRate.tokens += 1
+    running.sink.token(sequence.candidate, position, { id, logprobs, experts })
+    const { sampling } = running.request
+    const outputTokens = position + 1
+    if (sampling.stopTokenIds.has(id) && outputTokens >= sampling.minTokens) {
+      this.#end(sequence, { kind: 'stop', tokenId: id })
+    } else if (outputTokens >= sampling.maxTokens || sequence.tokens.length >= this.limits.contextLength) {
+      this.#end(sequence, { kind: 'length' })
+    }
+  }
+
+  #logprobs(index: number, wanted: number | null): TokenLogprobs | null {
+    if (wanted === null) return null
+    const { buffers } = this.#options.team
+    const { vocabulary } = this.#options.spec
+    const at = index * resultWords.size
+    const topAt = index * this.#options.topMax
+    const count = buffers.results[at + resultWords.topCount] ?? 0
+    return {
+      chosen: buffers.chosen[index] ?? 0,
+      rank: buffers.results[at + resultWords.rank] ?? 0,
+      top: Array.from({ length: count }, (_, i) => ({
+        id: buffers.topIds[topAt + i] ?? 0,
+        logprob: buffers.topLogprobs[topAt + i] ?? 0,
+      })),
+      all:
+        wanted === -1 ? Float32Array.from(buffers.logits.subarray(index * vocabulary, (index + 1) * vocabulary)) : null,
+    }
+  }
+
+  #sendPrompt(running: Running): void {
+    if (running.promptTokens === null) return
+    const { promptLogprobs, promptExpertTrace } = running.request.output
+    const tokens = promptLogprobs !== null || promptExpertTrace ? running.promptTokens : null
+    running.promptTokens = null
+    running.sink.prompt(tokens)
+  }
+
+  /** A request for no tokens ends when its prompt is read. */
+  #finishScoring(sequence: Sequence): void {
+    const { request } = sequence.request
+    if (sequence.state === 'ended' || request.sampling.maxTokens > 0) return
+    if (sequence.cached < sequence.tokens.length) return
+    this.#sendPrompt(sequence.request)
+    for (const other of sequence.request.sequences) this.#end(other, { kind: 'length' })
+  }
+
+  /** `reason` null: the client ended it and wants no word of it. */
+  #end(sequence: Sequence, reason: FinishReason | null): void {
+    if (sequence.state === 'ended') return
+    const running = sequence.request
+    sequence.state = 'ended'
+    this.#waiting = this.#waiting.filter((other) => other !== sequence)
+    this.#running = this.#running.filter((other) => other !== sequence)
+    this.#releaseSlot(sequence)
+    if (reason !== null) running.sink.finish(sequence.candidate, reason)
+    if (running.ended || running.sequences.some(({ state }) => state !== 'ended')) return
+    running.ended = true
+    this.#requests.delete(running.request.id)
+    const nowMs = this.#options.nowMs()
+    running.sink.done({
+      promptTokens: running.request.promptIds.length,
+      cachedTokens: 0,
+      outputTokens: running.outputTokens,
+      queueMs: (running.startedMs ?? nowMs) - running.submittedMs,
+      timeToFirstTokenMs: (running.firstTokenMs ?? nowMs) - running.submittedMs,
+      totalMs: nowMs - running.submittedMs,
+      retriedDispatches: running.retried,
+    })
+  }
+
+  /** A step may wait long for an expert; nobody should wait for a step that no request needs. */
+  #abortIfUseless(): void {
+    if (this.#running.length === 0) this.#abort?.abort()
+  }
+
+  #failStep(items: readonly StepItem[], thrown: unknown): void {
+    const error = thrown instanceof Error ? thrown : new Error(String(thrown))
+    for (const { sequence } of items) {
+      const running = sequence.request
+      if (running.ended) continue
+      running.ended = true
+      this.#requests.delete(running.request.id)
+      for (const other of running.sequences) {
+        other.state = 'ended'
+        this.#releaseSlot(other)
+      }
+      running.sink.fail(error)
+    }
+    this.#waiting = this.#waiting.filter(({ state }) => state !== 'ended')
+    this.#running = this.#running.filter(({ state }) => state !== 'ended')
+  }
+
+  #tokensPerSecond(): number {
+    const nowMs = this.#options.nowMs()
+    const elapsedMs = nowMs - this.#tokenRate.sinceMs
+    if (elapsedMs >= 1000) {
+      this.#tokenRate = { tokens: 0, sinceMs: nowMs, perSecond: (this.#tokenRate.tokens * 1000) / elapsedMs }
+    }
+    return this.#tokenRate.perSecond
+  }
+}
+
+function newSequence(request: Running, candidate: number, tokens: number[], arrival: number): Sequence {
+  return {
+    request,
+    candidate,
+    priority: request.request.priority,
+    arrival,
+    tokens,
+    cached: 0,
+    slot: null,
+    state: 'waiting',
+    get pending() {
+      return this.tokens.length - this.cached
+    },
+  }
+}
+
+function wantsTrace({ request }: Sequence): boolean {
+  const { expertTrace, promptExpertTrace } = request.request.output
+  return expertTrace || promptExpertTrace
+}
+
+function headRow({ row, position, sequence, draws }: Wanted): HeadRow {
+  const { output } = sequence.request.request
+  const { slot } = sequence
+  const wanted = draws ? output.logprobs : output.promptLogprobs
+  return {
+    row,
+    slot: slot ?? 0,
+    target: draws ? drawToken : (sequence.tokens[position + 1] ?? 0),
+    position,
+    top: wanted ?? noLogprobs,
+  }
+}
+
+/** The experts of every row of a step, kept while its layers run. */
+class TraceRecorder {
+  readonly #rows: LayerTrace[][]
+
+  constructor(rows: number) {
+    this.#rows = Array.from({ length: rows }, () => [])
+  }
+
+  record(layer: number, expertsPerToken: number, ids: Int32Array, weights: Float32Array): void {
+    this.#rows.forEach((row, index) => {
+      const from = index * expertsPerToken
+      row.push({
+        layer,
+        expertIds: [...ids.subarray(from, from + expertsPerToken)],
+        weights: [...weights.subarray(from, from + expertsPerToken)],
+      })
+    })
+  }
+
+  of(row: number): LayerTrace[] {
+    return this.#rows[row] ?? []
+  }
+}

@@ -1,0 +1,99 @@
+import assert from 'node:assert/strict'
+import { kvBlockTokens } from './team/kv-cache.ts'
+
+/**
+ * Continuous batching as a pure function: who computes how many rows in the next step. Decodes go first, one row each,
+ * so that running streams keep their pace; the rest of the step's rows goes to prompts, in chunks. When the KV cache is
+ * full, the last in order gives its place up and begins again later; it loses time, never a token, since what is
+ * computed again has the same bits.
+ */
+
+export type Schedulable = {
+  /** Higher runs first. */
+  priority: number
+  /** Ties: the earlier arrival. */
+  arrival: number
+  /** Tokens whose keys and values are cached. */
+  cached: number
+  /** Tokens known but not cached yet: 1 while decoding, more while the prompt is read. */
+  pending: number
+}
+
+export type StepLimits = {
+  /** Rows of a step. */
+  rowsMax: number
+  sequencesMax: number
+  /** Blocks of the KV cache. */
+  blocksMax: number
+}
+
+export type StepPlan<S> = {
+  /** In the order of the step's rows. */
+  scheduled: { sequence: S; count: number }[]
+  /** Running sequences that lose their cache and wait again. */
+  preempted: S[]
+  /** Waiting sequences that begin to run; they are among the scheduled. */
+  admitted: S[]
+}
+
+const blocks = (tokens: number) => Math.ceil(tokens / kvBlockTokens)
+
+export function inOrder<S extends Schedulable>(sequences: readonly S[]): S[] {
+  return [...sequences].sort((a, b) => b.priority - a.priority || a.arrival - b.arrival)
+}
+
+export function planStep<S extends Schedulable>(
+  running: readonly S[],
+  waiting: readonly S[],
+  limits: StepLimits,
+): StepPlan<S> {
+  const order = inOrder(running)
+  const active = new Set(order)
+  const scheduled = new Map<S, number>()
+  const preempted: S[] = []
+  let rows = limits.rowsMax
+  let used = order.reduce((sum, { cached }) => sum + blocks(cached), 0)
+
+  /** Takes the KV blocks for `count` more tokens, from those last in order if need be. */
+  const reserve = (sequence: S, count: number): boolean => {
+    const need = blocks(sequence.cached + count) - blocks(sequence.cached)
+    while (used + need > limits.blocksMax) {
+      const victim = order.findLast((other) => active.has(other) && !scheduled.has(other))
+      if (victim === undefined) return false
+      active.delete(victim)
+      preempted.push(victim)
+      used -= blocks(victim.cached)
+      if (victim === sequence) return false
+    }
+    used += need
+    return true
+  }
+
+  const decodesFirst = [...order.filter(({ pending }) => pending === 1), ...order.filter(({ pending }) => pending > 1)]
+  for (const sequence of decodesFirst) {
+    assert(sequence.pending >= 1)
+    if (rows === 0) break
+    if (!active.has(sequence)) continue
+    const count = Math.min(sequence.pending, rows)
+    if (!reserve(sequence, count)) continue
+    scheduled.set(sequence, count)
+    rows -= count
+  }
+
+  const admitted: S[] = []
+  if (preempted.length === 0) {
+    for (const sequence of inOrder(waiting)) {
+      if (rows === 0 || active.size >= limits.sequencesMax) break
+      // All of its prompt must fit, or it would soon be preempted; a first one always may, alone.
+      const fits = used + blocks(sequence.pending + 1) <= limits.blocksMax
+      if (!fits && active.size > 0) break
+      const count = Math.min(sequence.pending, rows)
+      used += blocks(sequence.pending + 1)
+      active.add(sequence)
+      admitted.push(sequence)
+      scheduled.set(sequence, count)
+      rows -= count
+    }
+  }
+  return { scheduled: [...scheduled].map(([sequence, count]) => ({ sequence, count })), preempted, admitted }
+}

@@ -1,0 +1,411 @@
+import assert from 'node:assert/strict'
+import { type NormWeights, projectionGraph, routerGraph } from '../../graph/layers.ts'
+import { rowMultiple } from '../../graph/linear.ts'
+import type { WeightFormat } from '../../model/format.ts'
+import type { DenseFfnSpec, LayerSpec, ModelSpec, MoeFfnSpec } from '../../model/spec.ts'
+import { createSession, type Session, type SessionOptions } from '../../runtime/session.ts'
+import type { Barrier } from '../../runtime/signal.ts'
+import { Attention, type AttentionPart, type Item, projectionWidth, sumSquares } from './attention.ts'
+import { readColumns, readFloats, readWhole, type TensorSource } from './columns.ts'
+import { cut, cutColumns, isEmpty, type Range } from './cut.ts'
+import { Embedding, type EmbeddingSource } from './embedding.ts'
+import { KvCache } from './kv-cache.ts'
+import { type Phase, phases, type StepBuffers } from './layout.ts'
+import { chooseExperts } from './router.ts'
+
+/**
+ * One thread's share of a coordinator's forward pass. Linear layers are cut by output columns and attention by KV
+ * heads; threads meet at a barrier wherever the next operation needs whole rows. The order of the methods is the way
+ * of a row through a layer.
+ */
+
+export type ForwardSetup = {
+  spec: ModelSpec
+  format: WeightFormat
+  source: TensorSource
+  embedding: EmbeddingSource
+  thread: number
+  threads: number
+  session: SessionOptions
+  buffers: StepBuffers
+  barrier: Barrier
+}
+
+type Columns = { session: Session; range: Range }
+
+type LayerPart = {
+  spec: LayerSpec
+  qkv: Session | null
+  attention: AttentionPart
+  output: Columns | null
+  ffn:
+    | { kind: 'moe'; spec: MoeFfnSpec; router: Session }
+    | { kind: 'dense'; spec: DenseFfnSpec; gateUp: Columns | null; down: Columns | null }
+}
+
+export class Forward {
+  readonly cache: KvCache
+  readonly #setup: ForwardSetup
+  readonly #attention: Attention
+  readonly #embedding: Embedding
+  readonly #layers: LayerPart[]
+  readonly #head: Columns | null
+  readonly #headRows: Float32Array
+  readonly #scores: Float64Array
+  #clockMs = 0
+
+  constructor(setup: ForwardSetup) {
+    this.#setup = setup
+    const { spec, thread, threads } = setup
+    const heads = spec.layers.map(({ attention }) => cut(attention.kvHeads, threads, thread))
+    this.cache = new KvCache(
+      spec.layers.map(({ attention }, layer) => ({
+        heads: (heads[layer]?.to ?? 0) - (heads[layer]?.from ?? 0),
+        headDim: attention.headDim,
+      })),
+    )
+    this.#attention = new Attention(setup.session, this.cache)
+    this.#embedding = new Embedding(setup.embedding, spec.hidden)
+    this.#layers = spec.layers.map((layer, index) => this.#buildLayer(layer, index, heads[index] ?? { from: 0, to: 0 }))
+    this.#head = this.#columns('head', spec.hidden, spec.vocabulary, 'final_norm')
+    this.#headRows = new Float32Array((setup.buffers.logits.length / spec.vocabulary + 1) * spec.hidden)
+    const experts = spec.layers.map(({ ffn }) => (ffn.kind === 'moe' ? ffn.experts : 0))
+    this.#scores = new Float64Array(2 * Math.max(...experts))
+  }
+
+  /**
+   * Runs from layer `from` on (0: from the tokens) until routed experts are needed. Returns the layer that needs them,
+   * its routing in the shared buffers, or the number of layers. If `from` > 0, layer from-1's experts have answered.
+   */
+  run(from: number, rows: number, items: readonly Item[]): number {
+    this.#clockMs = performance.now()
+    if (from === 0) {
+      this.#attention.beginStep()
+      this.#embed(rows)
+    } else this.#combine(from - 1, rows)
+    for (let layer = from; layer < this.#layers.length; layer++) {
+      const part = this.#layers[layer]
+      assert(part !== undefined)
+      this.#attend(part, layer, rows, items)
+      if (part.ffn.kind === 'moe') {
+        this.#route(part.ffn.spec, part.ffn.router, rows)
+        return layer
+      }
+      this.#dense(part.ffn, rows)
+    }
+    return this.#layers.length
+  }
+
+  #embed(rows: number): void {
+    const { spec, thread, threads, buffers } = this.#setup
+    const { from, to } = cut(rows, threads, thread)
+    for (let row = from; row < to; row++) {
+      this.#embedding.read(buffers.tokens[row] ?? 0, buffers.x, row * spec.hidden)
+    }
+    this.#lap('embed')
+    this.#meet()
+  }
+
+  /** x += weight * output for each of a row's experts, in ascending expert id: the order is part of the bits. */
+  #combine(layer: number, rows: number): void {
+    const { spec, thread, threads, buffers } = this.#setup
+    const ffn = spec.layers[layer]?.ffn
+    assert(ffn?.kind === 'moe')
+    const { from, to } = cutColumns(spec.hidden, threads, thread)
+    addWeighted(buffers, spec.hidden, ffn.expertsPerToken, rows, from, to)
+    this.#lap('combine')
+    this.#meet()
+  }
+
+  #attend(part: LayerPart, layer: number, rows: number, items: readonly Item[]): void {
+    const { buffers, spec } = this.#setup
+    const { attention } = part
+    const width = projectionWidth(attention)
+    let qkv: Float32Array = new Float32Array(0)
+    if (part.qkv !== null) qkv = this.#project(part.qkv, buffers.x, spec.hidden, rows)
+    this.#lap('qkv')
+    if (attention.spec.qkNorm === 'full') {
+      if (width > 0) sumSquares(attention, qkv, rows, buffers.squares)
+      this.#meet()
+    }
+    this.#attention.run(attention, layer, qkv, items, buffers.squares, buffers.attention)
+    this.#lap('attention')
+    this.#meet()
+    const queries = attention.spec.heads * attention.spec.headDim
+    this.#addProjection(part.output, buffers.attention, queries, rows)
+    this.#lap('output')
+    this.#meet()
+  }
+
+  /** Rows are divided over the threads; a single row goes to the first. */
+  #route(ffn: MoeFfnSpec, router: Session, rows: number): void {
+    const { spec, thread, threads, buffers } = this.#setup
+    const { hidden } = spec
+    const { from, to } = cut(rows, rows < threads ? 1 : threads, thread)
+    if (from < to) {
+      const fetched = router.run({
+        x: {
+          dims: [to - from, hidden],
+          type: 'float32',
+          data: buffers.x.subarray(from * hidden, to * hidden),
+          location: 'cpu',
+        },
+      })
+      const logits = fetched.logits?.data
+      const encoded = fetched.rows?.data
+      assert(logits instanceof Float32Array)
+      assert(encoded instanceof Float32Array || encoded instanceof Uint8Array)
+      const bytes = new Uint8Array(encoded.buffer, encoded.byteOffset, encoded.byteLength)
+      buffers.rows.data.set(bytes, (from * bytes.byteLength) / (to - from))
+      const scales = fetched.scales?.data
+      if (scales instanceof Float32Array) buffers.rows.scales.set(scales, from)
+      for (let row = from; row < to; row++) {
+        chooseExperts(
+          logits,
+          (row - from) * ffn.experts,
+          ffn.experts,
+          ffn.expertsPerToken,
+          ffn.router,
+          this.#scores,
+          buffers.expertIds,
+          buffers.expertWeights,
+          row * ffn.expertsPerToken,
+        )
+      }
+    }
+    this.#lap('router')
+  }
+
+  #dense(ffn: LayerPart['ffn'] & { kind: 'dense' }, rows: number): void {
+    const { buffers, spec } = this.#setup
+    if (ffn.gateUp !== null) {
+      const { session, range } = ffn.gateUp
+      const activated = this.#project(session, buffers.x, spec.hidden, rows)
+      const width = range.to - range.from
+      for (let row = 0; row < rows; row++) {
+        buffers.inner.set(activated.subarray(row * width, (row + 1) * width), row * ffn.spec.inner + range.from)
+      }
+    }
+    this.#lap('dense')
+    this.#meet()
+    this.#addProjection(ffn.down, buffers.inner, ffn.spec.inner, rows)
+    this.#lap('dense')
+    this.#meet()
+  }
+
+  /**
+   * Logits of the given rows of the step into the shared head slice, this thread's columns of the vocabulary.
+   * `rowAt(i)`: the step's row of slice row i.
+   */
+  head(slice: number, rowAt: (index: number) => number): void {
+    this.#clockMs = performance.now()
+    const { spec, buffers } = this.#setup
+    const { hidden, vocabulary } = spec
+    for (let i = 0; i < slice; i++) {
+      const row = rowAt(i)
+      this.#headRows.set(buffers.x.subarray(row * hidden, (row + 1) * hidden), i * hidden)
+    }
+    if (this.#head !== null) {
+      const { session, range } = this.#head
+      const width = range.to - range.from
+      const logits = this.#project(session, this.#headRows, hidden, slice)
+      for (let i = 0; i < slice; i++) {
+        buffers.logits.set(logits.subarray(i * width, (i + 1) * width), i * vocabulary + range.from)
+      }
+    }
+    this.#lap('head')
+    this.#meet()
+  }
+
+  /** Ends the last phase of a command. */
+  lapSampling(): void {
+    this.#lap('sampling')
+  }
+
+  close(): void {
+    this.#attention.close()
+    this.#embedding.close()
+    for (const { qkv, output, ffn } of this.#layers) {
+      qkv?.dispose()
+      output?.session.dispose()
+      if (ffn.kind === 'moe') ffn.router.dispose()
+      else {
+        ffn.gateUp?.session.dispose()
+        ffn.down?.session.dispose()
+      }
+    }
+    this.#head?.session.dispose()
+  }
+
+  /** x [rows, inputs] through a session; an odd count may need one row more, whose result is dropped. */
+  #project(session: Session, x: Float32Array, inputs: number, rows: number): Float32Array {
+    const multiple = rowMultiple(this.#setup.format, inputs)
+    const fed = Math.ceil(rows / multiple) * multiple
+    const { y } = session.run({
+      x: { dims: [fed, inputs], type: 'float32', data: x.subarray(0, fed * inputs), location: 'cpu' },
+    })
+    assert(y?.data instanceof Float32Array)
+    return y.data
+  }
+
+  /** residual += projection, in this thread's columns. */
+  #addProjection(columns: Columns | null, input: Float32Array, inputs: number, rows: number): void {
+    if (columns === null) return
+    const { hidden } = this.#setup.spec
+    const { x } = this.#setup.buffers
+    const { session, range } = columns
+    const y = this.#project(session, input, inputs, rows)
+    const width = range.to - range.from
+    for (let row = 0; row < rows; row++) {
+      const to = row * hidden + range.from
+      const from = row * width
+      for (let i = 0; i < width; i++) x[to + i] = (x[to + i] ?? 0) + (y[from + i] ?? 0)
+    }
+  }
+
+  #meet(): void {
+    this.#setup.barrier.wait()
+    this.#lap('waiting')
+  }
+
+  /** The time since the last lap belongs to `phase`. */
+  #lap(phase: Phase): void {
+    const now = performance.now()
+    const { profile } = this.#setup.buffers
+    const place = this.#setup.thread * phases.length + phases.indexOf(phase)
+    profile[place] = (profile[place] ?? 0) + now - this.#clockMs
+    this.#clockMs = now
+  }
+
+  #buildLayer(spec: LayerSpec, index: number, kvHeads: Range): LayerPart {
+    const { source, format, session } = this.#setup
+    const { hidden } = this.#setup.spec
+    const prefix = `layers.${index}`
+    const { attention, ffn } = spec
+    const { headDim } = attention
+    const group = attention.heads / attention.kvHeads
+    const keys: Range = { from: kvHeads.from * headDim, to: kvHeads.to * headDim }
+    const queries: Range = { from: keys.from * group, to: keys.to * group }
+    const bias = (name: string) => (attention.qkvBias ? `${prefix}.${name}_bias` : null)
+    const qkv = isEmpty(kvHeads)
+      ? null
+      : createSession(
+          projectionGraph(
+            readColumns(source, format, hidden, [
+              { tensor: `${prefix}.q`, outputs: attention.heads * headDim, range: queries, bias: bias('q') },
+              { tensor: `${prefix}.k`, outputs: attention.kvHeads * headDim, range: keys, bias: bias('k') },
+              { tensor: `${prefix}.v`, outputs: attention.kvHeads * headDim, range: keys, bias: bias('v') },
+            ]),
+            { norm: this.#norm(`${prefix}.attention_norm`) },
+          ),
+          session,
+        )
+    const normOf = (name: string) => (attention.qkNorm === 'none' ? null : readFloats(source, `${prefix}.${name}`))
+    return {
+      spec,
+      qkv,
+      attention: this.#attention.part({
+        spec: attention,
+        kvHeads,
+        qNorm: normOf('q_norm'),
+        kNorm: normOf('k_norm'),
+        normEps: this.#setup.spec.normEps,
+      }),
+      output: this.#columns(
+        `${prefix}.o`,
+        attention.heads * headDim,
+        hidden,
+        null,
+        attention.outputBias ? `${prefix}.o_bias` : null,
+      ),
+      ffn: ffn.kind === 'moe' ? this.#buildRouter(ffn, prefix) : this.#buildDense(ffn, prefix),
+    }
+  }
+
+  #buildRouter(ffn: MoeFfnSpec, prefix: string): LayerPart['ffn'] {
+    const { source, format, session } = this.#setup
+    const { hidden } = this.#setup.spec
+    const graph = routerGraph({
+      format,
+      hidden,
+      experts: ffn.experts,
+      norm: this.#norm(`${prefix}.ffn_norm`),
+      router: readWhole(source, `${prefix}.router`, [hidden, ffn.experts]),
+    })
+    return { kind: 'moe', spec: ffn, router: createSession(graph, session) }
+  }
+
+  #buildDense(ffn: DenseFfnSpec, prefix: string): LayerPart['ffn'] {
+    const { source, format, session, thread, threads } = this.#setup
+    const { hidden } = this.#setup.spec
+    const range = cutColumns(ffn.inner, threads, thread)
+    const tensor = `${prefix}.gate_up`
+    const bias = ffn.bias ? `${prefix}.gate_up_bias` : null
+    // The same columns of gate and of up, so that the thread can multiply them.
+    const gate: Range = range
+    const up: Range = { from: ffn.inner + range.from, to: ffn.inner + range.to }
+    const gateUp = isEmpty(range)
+      ? null
+      : {
+          range,
+          session: createSession(
+            projectionGraph(
+              readColumns(source, format, hidden, [
+                { tensor, outputs: 2 * ffn.inner, range: gate, bias },
+                { tensor, outputs: 2 * ffn.inner, range: up, bias },
+              ]),
+              { norm: this.#norm(`${prefix}.ffn_norm`), swiGlu: true },
+            ),
+            session,
+          ),
+        }
+    const downBias = ffn.bias ? `${prefix}.down_bias` : null
+    return {
+      kind: 'dense',
+      spec: ffn,
+      gateUp,
+      down: this.#columns(`${prefix}.down`, ffn.inner, hidden, null, downBias),
+    }
+  }
+
+  /** This thread's columns of a linear layer, behind an optional norm. */
+  #columns(
+    tensor: string,
+    inputs: number,
+    outputs: number,
+    norm: string | null,
+    bias: string | null = null,
+  ): Columns | null {
+    const { source, format, session, thread, threads } = this.#setup
+    const range = cutColumns(outputs, threads, thread)
+    if (isEmpty(range)) return null
+    const weights = readColumns(source, format, inputs, [{ tensor, outputs, range, bias }])
+    const graph = projectionGraph(weights, norm === null ? {} : { norm: this.#norm(norm) })
+    return { range, session: createSession(graph, session) }
+  }
+
+  #norm(name: string): NormWeights {
+    const { source, spec } = this.#setup
+    return { weight: readWhole(source, name, [spec.hidden]), eps: spec.normEps }
+  }
+}
+
+/** The hot loop of combine, on plain numbers: columns from … to-1 of every row. */
+function addWeighted(
+  { x, expertWeights, outputRows, outputs }: StepBuffers,
+  hidden: number,
+  expertsPerToken: number,
+  rows: number,
+  from: number,
+  to: number,
+): void {
+  const y = outputs.data
+  for (let row = 0; row < rows; row++) {
+    const xAt = row * hidden
+    for (let k = 0; k < expertsPerToken; k++) {
+      const weight = expertWeights[row * expertsPerToken + k] ?? 0
+      const yAt = (outputRows[row * expertsPerToken + k] ?? 0) * hidden
+      for (let i = from; i < to; i++) x[xAt + i] = (x[xAt + i] ?? 0) + weight * (y[yAt + i] ?? 0)
+    }
+  }
+}

@@ -1,0 +1,26 @@
+import type { WeightFormat } from '../../model/format.ts'
+import type { ModelSpec } from '../../model/spec.ts'
+import type { SamplingOptions } from '../request.ts'
+import type { StepBuffers, TeamLimits } from './layout.ts'
+
+/** What a coordinator's team and its threads say to each other, beside the shared buffers. */
+
+export type ThreadSetup = {
+  spec: ModelSpec
+  format: WeightFormat
+  packDir: string
+  thread: number
+  limits: TeamLimits
+  buffers: StepBuffers
+  stageDir: string
+  avoidSaturation: boolean
+}
+
+export type ToThread =
+  /** A sequence begins: how its tokens are drawn, and how many of its tokens are prompt. */
+  | { kind: 'begin'; slot: number; candidate: number; promptTokens: number; sampling: SamplingOptions }
+  /** `slot` continues with a copy of what `from` has cached: candidates of one prompt. */
+  | { kind: 'copy'; from: number; slot: number }
+  | { kind: 'free'; slot: number }
+
+export type FromThread = { kind: 'ready' } | { kind: 'failed'; message: string }

@@ -1,0 +1,166 @@
+import { rmSync } from 'node:fs'
+import { Worker } from 'node:worker_threads'
+import { MoeshError } from '../../config/errors.ts'
+import type { WeightFormat } from '../../model/format.ts'
+import type { ModelSpec } from '../../model/spec.ts'
+import { announce, Barrier, changed } from '../../runtime/signal.ts'
+import type { Item } from './attention.ts'
+import {
+  commands,
+  controlWords,
+  createStepBuffers,
+  headWords,
+  itemWords,
+  type Phase,
+  phases,
+  type StepBuffers,
+  type TeamLimits,
+} from './layout.ts'
+import type { FromThread, ThreadSetup, ToThread } from './team-protocol.ts'
+
+export type TeamOptions = {
+  spec: ModelSpec
+  format: WeightFormat
+  packDir: string
+  limits: TeamLimits
+  /** Where session files are staged; the team's own, removed when it closes. */
+  stageDir: string
+  avoidSaturation: boolean
+}
+
+/** What is asked of one row of a head slice: see `headWords`. */
+export type HeadRow = { row: number; slot: number; target: number; position: number; top: number }
+
+/**
+ * The threads that compute a coordinator's own share of the model: everything but routed experts. One command at a
+ * time; the thread that calls it only waits.
+ */
+export class Team {
+  readonly buffers: StepBuffers
+  readonly #threads: Worker[]
+  readonly #barrier: Barrier
+  readonly #options: TeamOptions
+  #lastError = ''
+  #lost: Error | null = null
+
+  private constructor(options: TeamOptions) {
+    this.#options = options
+    const { spec, format, limits } = options
+    this.buffers = createStepBuffers(spec, format, limits)
+    this.#barrier = new Barrier(this.buffers.control, controlWords.barrier, limits.threads)
+    this.#threads = Array.from({ length: limits.threads }, (_, thread) => {
+      const workerData: ThreadSetup = { ...options, thread, buffers: this.buffers }
+      return new Worker(new URL('./team-worker.ts', import.meta.url), { workerData })
+    })
+  }
+
+  /** Resolves when all threads have loaded their weights. */
+  static async start(options: TeamOptions): Promise<Team> {
+    const team = new Team(options)
+    await Promise.all(
+      team.#threads.map(
+        (worker) =>
+          new Promise<void>((resolve, reject) => {
+            worker.on('message', (message: FromThread) => {
+              if (message.kind === 'ready') resolve()
+              else {
+                team.#lastError = message.message
+                reject(new MoeshError('INTERNAL', message.message))
+              }
+            })
+            worker.on('error', (error) => {
+              team.#lose(error)
+              reject(error)
+            })
+            worker.on('exit', () => team.#lose(new MoeshError('INTERNAL', 'a computing thread has ended')))
+          }),
+      ),
+    )
+    return team
+  }
+
+  /** To every thread; in effect from the next command on. */
+  tell(message: ToThread): void {
+    for (const worker of this.#threads) worker.postMessage(message)
+  }
+
+  /** The rows of the next `run`. */
+  setStep(items: readonly Item[], rows: number): void {
+    const { control, items: shared } = this.buffers
+    items.forEach(({ slot, start, count, row }, index) => {
+      const at = index * itemWords.size
+      shared[at + itemWords.slot] = slot
+      shared[at + itemWords.start] = start
+      shared[at + itemWords.count] = count
+      shared[at + itemWords.row] = row
+    })
+    control[controlWords.items] = items.length
+    control[controlWords.rows] = rows
+  }
+
+  /** Runs the step from a layer on; resolves with the layer whose experts are needed, or the number of layers. */
+  async run(from: number): Promise<number> {
+    await this.#command(commands.run, from)
+    return this.buffers.control[controlWords.stoppedAt] ?? 0
+  }
+
+  /** Logits of some rows of the step, and what follows from them, into the result buffers. */
+  async head(rows: readonly HeadRow[]): Promise<void> {
+    const { control, head } = this.buffers
+    rows.forEach(({ row, slot, target, position, top }, index) => {
+      const at = index * headWords.size
+      head[at + headWords.row] = row
+      head[at + headWords.slot] = slot
+      head[at + headWords.target] = target
+      head[at + headWords.position] = position
+      head[at + headWords.top] = top
+    })
+    control[controlWords.headRows] = rows.length
+    await this.#command(commands.head, 0)
+  }
+
+  /** ms per phase since the start, the mean over the threads. */
+  profile(): Record<Phase, number> {
+    const { threads } = this.#options.limits
+    const mean = (phase: number) => {
+      let sum = 0
+      for (let thread = 0; thread < threads; thread++) sum += this.buffers.profile[thread * phases.length + phase] ?? 0
+      return sum / threads
+    }
+    return Object.fromEntries(phases.map((name, index) => [name, mean(index)])) as Record<Phase, number>
+  }
+
+  async close(): Promise<void> {
+    const exits = this.#threads.map((worker) => new Promise<void>((resolve) => worker.once('exit', () => resolve())))
+    const { control } = this.buffers
+    if (this.#lost === null) {
+      Atomics.store(control, controlWords.command, commands.close)
+      announce(control, controlWords.go)
+      await Promise.all(exits)
+    }
+    rmSync(this.#options.stageDir, { recursive: true, force: true })
+  }
+
+  async #command(command: number, argument: number): Promise<void> {
+    if (this.#lost) throw this.#lost
+    const { control } = this.buffers
+    Atomics.store(control, controlWords.command, command)
+    Atomics.store(control, controlWords.argument, argument)
+    Atomics.store(control, controlWords.finished, 0)
+    const before = Atomics.load(control, controlWords.done)
+    announce(control, controlWords.go)
+    await changed(control, controlWords.done, before)
+    if (this.#lost) throw this.#lost
+    if (Atomics.exchange(control, controlWords.failed, 0) !== 0) {
+      this.#barrier.mend()
+      // The message that says why may still be on its way.
+      await new Promise(setImmediate)
+      throw new MoeshError('INTERNAL', `a computing thread failed: ${this.#lastError}`)
+    }
+  }
+
+  #lose(error: Error): void {
+    this.#lost ??= error
+    announce(this.buffers.control, controlWords.done)
+  }
+}

@@ -1,0 +1,162 @@
+import { MoeshError } from '../config/errors.ts'
+import type { ExpertCall, ExpertReply } from '../dispatch/transport.ts'
+import { shardLayout } from '../model/tensors.ts'
+import { saturatesInt8 } from '../runtime/probe.ts'
+import type { ExpertHost, ExpertHostOptions, ShardId, ShardSource } from './host.ts'
+import { Rank } from './rank.ts'
+
+/**
+ * Experts whose sessions are built in one go. A rank computes nothing while it builds, so what is loaded beside a
+ * running node comes in small groups; a node that holds nothing of a layer yet loads large ones, which run faster.
+ */
+const groupMax = { first: 32, later: 4 } as const
+
+export async function createLocalHost(options: ExpertHostOptions): Promise<ExpertHost> {
+  return new LocalHost(options)
+}
+
+class LocalHost implements ExpertHost {
+  readonly ranks: number
+  readonly #options: ExpertHostOptions
+  readonly #ranks: Rank[]
+  /** layer → expert → the rank that holds it. */
+  readonly #homes = new Map<number, Map<number, number>>()
+  readonly #held = new Map<number, Set<number>>()
+  #usedBytes = 0
+  #changes: Promise<void> = Promise.resolve()
+
+  constructor(options: ExpertHostOptions) {
+    this.#options = options
+    this.ranks = options.ranks
+    const { spec, format, provider, stageDir } = options
+    const avoidSaturation = provider === 'cpu' && saturatesInt8(stageDir)
+    this.#ranks = Array.from(
+      { length: options.ranks },
+      () => new Rank({ spec, format, provider, stageDir, avoidSaturation }),
+    )
+  }
+
+  held(): ReadonlyMap<number, ReadonlySet<number>> {
+    return this.#held
+  }
+
+  usedBytes(): number {
+    return this.#usedBytes
+  }
+
+  load(shards: readonly ShardSource[]): Promise<void> {
+    return this.#change(async () => {
+      const byRank = this.#assign(shards)
+      await Promise.all(
+        byRank.map(async ({ rank, layer, sources }) => {
+          const { first, later } = groupMax
+          const size = this.#held.get(layer)?.size ? later : first
+          for (let from = 0; from < sources.length; from += size) {
+            const group = sources.slice(from, from + size)
+            await this.#rank(rank).load(layer, group)
+            for (const { expert } of group) this.#markHeld(layer, expert, rank)
+          }
+        }),
+      )
+    })
+  }
+
+  unload(shards: readonly ShardId[]): Promise<void> {
+    return this.#change(async () => {
+      const byHome = new Map<string, { rank: number; layer: number; experts: number[] }>()
+      for (const { layer, expert } of shards) {
+        const rank = this.#homes.get(layer)?.get(expert)
+        if (rank === undefined) continue
+        this.#homes.get(layer)?.delete(expert)
+        this.#held.get(layer)?.delete(expert)
+        this.#usedBytes -= this.#shardBytes(layer)
+        const key = `${rank}/${layer}`
+        const entry = byHome.get(key) ?? { rank, layer, experts: [] }
+        entry.experts.push(expert)
+        byHome.set(key, entry)
+      }
+      // Messages and jobs reach a rank in order: calls that were accepted before are computed before.
+      for (const { rank, layer, experts } of byHome.values()) await this.#rank(rank).unload(layer, experts)
+    })
+  }
+
+  async call(call: ExpertCall): Promise<ExpertReply> {
+    const rows = this.#rowsByRank(call)
+    const times = await Promise.all(
+      this.#ranks.map((rank, index) => ((rows[index] ?? 0) > 0 ? rank.run(call, rows[index] ?? 0) : 0)),
+    )
+    return { computeMs: Math.max(0, ...times) }
+  }
+
+  async close(): Promise<void> {
+    await this.#changes
+    await Promise.all(this.#ranks.map((rank) => rank.close()))
+  }
+
+  /** Changes of what is held run one after the other. */
+  #change(work: () => Promise<void>): Promise<void> {
+    const turn = this.#changes.then(work)
+    this.#changes = turn.catch(() => {})
+    return turn
+  }
+
+  #rank(index: number): Rank {
+    const rank = this.#ranks[index]
+    if (!rank) throw new MoeshError('INTERNAL', `there is no rank ${index}`)
+    return rank
+  }
+
+  #shardBytes(layer: number): number {
+    const ffn = this.#options.spec.layers[layer]?.ffn
+    return ffn?.kind === 'moe' ? shardLayout(this.#options.spec, ffn, this.#options.format).bytes : 0
+  }
+
+  /** Each shard goes to the rank that has the fewest of its layer: rows of a layer meet all ranks at once. */
+  #assign(shards: readonly ShardSource[]): { rank: number; layer: number; sources: ShardSource[] }[] {
+    const wanted = new Map<number, ShardSource[]>()
+    for (const shard of shards) {
+      if (this.#homes.get(shard.layer)?.has(shard.expert)) continue
+      wanted.set(shard.layer, [...(wanted.get(shard.layer) ?? []), shard])
+    }
+    const result: { rank: number; layer: number; sources: ShardSource[] }[] = []
+    for (const [layer, sources] of wanted) {
+      const counts = this.#ranks.map(() => 0)
+      for (const rank of this.#homes.get(layer)?.values() ?? []) counts[rank] = (counts[rank] ?? 0) + 1
+      const perRank = this.#ranks.map((): ShardSource[] => [])
+      for (const source of sources.sort((a, b) => a.expert - b.expert)) {
+        const rank = counts.indexOf(Math.min(...counts))
+        counts[rank] = (counts[rank] ?? 0) + 1
+        perRank[rank]?.push(source)
+      }
+      perRank.forEach((mine, rank) => {
+        if (mine.length > 0) result.push({ rank, layer, sources: mine })
+      })
+    }
+    return result
+  }
+
+  #markHeld(layer: number, expert: number, rank: number): void {
+    const homes = this.#homes.get(layer) ?? new Map<number, number>()
+    homes.set(expert, rank)
+    this.#homes.set(layer, homes)
+    const held = this.#held.get(layer) ?? new Set<number>()
+    held.add(expert)
+    this.#held.set(layer, held)
+    this.#usedBytes += this.#shardBytes(layer)
+  }
+
+  /** How many of a call's rows each rank computes. */
+  #rowsByRank(call: ExpertCall): number[] {
+    const homes = this.#homes.get(call.layer)
+    const rows = this.#ranks.map(() => 0)
+    for (let index = 0; index < call.experts.length; index++) {
+      const expert = call.experts[index] ?? -1
+      const rank = homes?.get(expert)
+      if (rank === undefined) {
+        throw new MoeshError('EXPERT_NOT_HELD', `expert ${expert} of layer ${call.layer} is not held here`)
+      }
+      rows[rank] = (rows[rank] ?? 0) + (call.counts[index] ?? 0)
+    }
+    return rows
+  }
+}

@@ -1,0 +1,283 @@
+import assert from 'node:assert/strict'
+import { parentPort, receiveMessageOnPort, workerData } from 'node:worker_threads'
+import { MoeshError } from '../config/errors.ts'
+import { hasScale, type OutputBuffer, type RowBuffer, rowBytes, rowEncoding } from '../dispatch/rows.ts'
+import type { Weight } from '../graph/graph.ts'
+import { type ExpertWeights, expertGraph } from '../graph/layers.ts'
+import type { LinearWeights } from '../graph/linear.ts'
+import { rowMultiple } from '../graph/linear.ts'
+import { type ShardPart, shardLayout } from '../model/tensors.ts'
+import { createSession, type Feed, type Session } from '../runtime/session.ts'
+import { announce, waitForChange } from '../runtime/signal.ts'
+import type { ShardSource } from './host.ts'
+import { controlWords, type FromRank, jobHeader, type RankSetup, type ToRank } from './rank-protocol.ts'
+
+/**
+ * A rank: one thread that computes the rows of the experts it holds. It sleeps until its host posts a job, gathers the
+ * rows of each expert out of shared memory, runs them, and writes the outputs back into shared memory.
+ */
+
+/** Experts of one layer that share a session. */
+type Group = { experts: number[]; sources: ShardSource[]; session: Session; counts: BigInt64Array }
+
+const setup = workerData as RankSetup
+const port = parentPort
+assert(port !== null)
+
+const { spec, format, control } = setup
+const { hidden } = spec
+const encoding = rowEncoding(format)
+const encodedBytes = rowBytes(encoding, hidden)
+const scaled = hasScale(encoding)
+
+const groups = new Map<number, Group[]>()
+const rowBuffers = new Map<number, RowBuffer>()
+const outputBuffers = new Map<number, OutputBuffer>()
+let job = new Int32Array(new SharedArrayBuffer(0))
+
+/** Gathered rows [capacity, encodedBytes] and scales [capacity]; grown, never shrunk. */
+let gatherCapacity = 0
+let gathered = new Uint8Array(0)
+let gatheredF32 = new Float32Array(0)
+let gatheredScales = new Float32Array(0)
+
+function reserveRows(rows: number): void {
+  if (rows <= gatherCapacity) return
+  gatherCapacity = Math.max(rows, gatherCapacity * 2, 64)
+  const bytes = new ArrayBuffer(gatherCapacity * encodedBytes)
+  gathered = new Uint8Array(bytes)
+  gatheredF32 = encoding === 'f32' ? new Float32Array(bytes) : new Float32Array(0)
+  gatheredScales = new Float32Array(scaled ? gatherCapacity : 0)
+}
+
+function moeLayer(layer: number) {
+  const ffn = spec.layers[layer]?.ffn
+  if (ffn?.kind !== 'moe') throw new MoeshError('INTERNAL', `layer ${layer} has no routed experts`)
+  return ffn
+}
+
+function buildGroup(layer: number, sources: readonly ShardSource[]): Group {
+  const ffn = moeLayer(layer)
+  const { parts } = shardLayout(spec, ffn, format)
+  const sorted = [...sources].sort((a, b) => a.expert - b.expert)
+  const weights = sorted.map(
+    (shard): ExpertWeights => ({
+      gateUp: expertLinear(parts, shard, 'gate_up', hidden, 2 * ffn.inner),
+      down: expertLinear(parts, shard, 'down', ffn.inner, hidden),
+    }),
+  )
+  const session = createSession(expertGraph(format, hidden, weights), setup)
+  return {
+    experts: sorted.map(({ expert }) => expert),
+    sources: sorted,
+    session,
+    counts: new BigInt64Array(sorted.length),
+  }
+}
+
+function expertLinear(
+  parts: readonly ShardPart[],
+  shard: ShardSource,
+  name: string,
+  inputs: number,
+  outputs: number,
+): LinearWeights {
+  const weights: LinearWeights = { format, inputs, outputs, parts: {} }
+  for (const part of parts) {
+    const [tensor, component] = part.name.split('.')
+    if (tensor !== name) continue
+    assert(part.dtype === 'f32' || part.dtype === 'i8' || part.dtype === 'u8')
+    const weight: Weight = {
+      type: part.dtype,
+      shape: part.shape,
+      source: { kind: 'file', path: shard.path, offset: shard.offset + part.offset, bytes: part.bytes },
+    }
+    if (component === 'w') weights.parts.w = weight
+    else if (component === 'q') weights.parts.q = weight
+    else if (component === 'scale') weights.parts.scale = weight
+  }
+  return weights
+}
+
+function load(layer: number, shards: readonly ShardSource[]): void {
+  const present = groups.get(layer) ?? []
+  const held = new Set(present.flatMap((group) => group.experts))
+  const wanted = shards.filter(({ expert }) => !held.has(expert))
+  if (wanted.length === 0) return
+  groups.set(layer, [...present, buildGroup(layer, wanted)])
+}
+
+/** A group that loses some of its experts is built again from the others before the old one goes. */
+function unload(layer: number, experts: readonly number[]): void {
+  const gone = new Set(experts)
+  const next: Group[] = []
+  for (const group of groups.get(layer) ?? []) {
+    const rest = group.sources.filter(({ expert }) => !gone.has(expert))
+    if (rest.length === group.sources.length) next.push(group)
+    else {
+      if (rest.length > 0) next.push(buildGroup(layer, rest))
+      group.session.dispose()
+    }
+  }
+  groups.set(layer, next)
+}
+
+/**
+ * Runs the posted job. The rows of expert i of the job are `counts[i]` consecutive entries of its row indices, and of
+ * its outputs. Experts of other ranks are passed over.
+ */
+function compute(): void {
+  const layer = job[jobHeader.layer] ?? 0
+  const experts = job[jobHeader.experts] ?? 0
+  const rows = rowBuffers.get(job[jobHeader.rowsId] ?? 0)
+  const outputs = outputBuffers.get(job[jobHeader.outputsId] ?? 0)
+  assert(rows !== undefined)
+  assert(outputs !== undefined)
+  const padTo = Math.max(rowMultiple(format, hidden), rowMultiple(format, moeLayer(layer).inner))
+  const outputStart = job[jobHeader.outputStart] ?? 0
+  let computed = 0
+  for (const group of groups.get(layer) ?? []) {
+    const taken = gather(group, experts, rows, padTo)
+    if (taken === 0) continue
+    const feeds: Record<string, Feed> = {
+      rows:
+        encoding === 'f32'
+          ? { dims: [taken, hidden], type: 'float32', data: gatheredF32.subarray(0, taken * hidden), location: 'cpu' }
+          : {
+              dims: [taken, encodedBytes],
+              type: 'uint8',
+              data: gathered.subarray(0, taken * encodedBytes),
+              location: 'cpu',
+            },
+      counts: { dims: [group.counts.length], type: 'int64', data: group.counts, location: 'cpu' },
+    }
+    if (scaled) {
+      feeds.scales = { dims: [taken, 1], type: 'float32', data: gatheredScales.subarray(0, taken), location: 'cpu' }
+    }
+    const y = group.session.run(feeds).y?.data
+    assert(y instanceof Float32Array)
+    computed += scatter(group, experts, y, outputs.data, outputStart)
+  }
+  assert.equal(computed, job[jobHeader.rowsHere], `layer ${layer}: rows computed and rows asked for`)
+}
+
+/** Copies the rows of the group's experts, sorted by expert, each expert's count padded; returns the rows taken. */
+function gather(group: Group, experts: number, rows: RowBuffer, padTo: number): number {
+  const idsAt = jobHeader.size
+  const countsAt = idsAt + experts
+  const indicesAt = countsAt + experts
+  reserveRows((job[jobHeader.rows] ?? 0) + experts)
+  const { data, scales } = rows
+  let taken = 0
+  let index = 0
+  let from = indicesAt
+  for (let member = 0; member < group.experts.length; member++) {
+    const id = group.experts[member] ?? -1
+    while (index < experts && (job[idsAt + index] ?? 0) < id) {
+      from += job[countsAt + index] ?? 0
+      index++
+    }
+    const count = index < experts && job[idsAt + index] === id ? (job[countsAt + index] ?? 0) : 0
+    const padded = Math.ceil(count / padTo) * padTo
+    group.counts[member] = BigInt(padded)
+    for (let i = 0; i < padded; i++) {
+      const row = job[from + Math.min(i, count - 1)] ?? 0
+      gathered.set(data.subarray(row * encodedBytes, (row + 1) * encodedBytes), taken * encodedBytes)
+      if (scaled) gatheredScales[taken] = scales[row] ?? 0
+      taken++
+    }
+  }
+  return taken
+}
+
+/** Puts the group's outputs in their places; returns their number. */
+function scatter(group: Group, experts: number, y: Float32Array, outputs: Float32Array, outputStart: number): number {
+  const idsAt = jobHeader.size
+  const countsAt = idsAt + experts
+  let index = 0
+  let output = outputStart
+  let source = 0
+  let rows = 0
+  for (let member = 0; member < group.experts.length; member++) {
+    const id = group.experts[member] ?? -1
+    while (index < experts && (job[idsAt + index] ?? 0) < id) {
+      output += job[countsAt + index] ?? 0
+      index++
+    }
+    const count = index < experts && job[idsAt + index] === id ? (job[countsAt + index] ?? 0) : 0
+    if (count > 0) outputs.set(y.subarray(source * hidden, (source + count) * hidden), output * hidden)
+    source += Number(group.counts[member] ?? 0n)
+    rows += count
+  }
+  return rows
+}
+
+function handle(message: ToRank): boolean {
+  switch (message.kind) {
+    case 'load':
+      settle(message.ticket, () => load(message.layer, message.shards))
+      return true
+    case 'unload':
+      settle(message.ticket, () => unload(message.layer, message.experts))
+      return true
+    case 'attach-rows':
+      rowBuffers.set(message.rows.id, message.rows)
+      return true
+    case 'attach-outputs':
+      outputBuffers.set(message.outputs.id, message.outputs)
+      return true
+    case 'attach-job':
+      job = message.job
+      return true
+    case 'close':
+      for (const group of [...groups.values()].flat()) group.session.dispose()
+      groups.clear()
+      return false
+  }
+}
+
+function settle(ticket: number, work: () => void): void {
+  let answer: FromRank = { kind: 'done', ticket }
+  try {
+    work()
+  } catch (thrown) {
+    const code = thrown instanceof MoeshError ? thrown.code : 'INTERNAL'
+    answer = { kind: 'failed', ticket, code, message: thrown instanceof Error ? thrown.message : String(thrown) }
+  }
+  port?.postMessage(answer)
+}
+
+function computeJob(): void {
+  const started = performance.now()
+  try {
+    compute()
+    Atomics.store(control, controlWords.failed, 0)
+  } catch (thrown) {
+    const answer: FromRank = { kind: 'job-failed', message: thrown instanceof Error ? thrown.message : String(thrown) }
+    port?.postMessage(answer)
+    Atomics.store(control, controlWords.failed, 1)
+  }
+  setup.computeMs[0] = performance.now() - started
+  announce(control, controlWords.finished)
+}
+
+function serve(): void {
+  let seen = 0
+  for (let open = true; open; ) {
+    seen = waitForChange(control, controlWords.wake, seen)
+    for (let next = receiveMessageOnPort(setupPort); open && next; next = receiveMessageOnPort(setupPort)) {
+      open = handle(next.message as ToRank)
+      // Between two pieces of loading, rows that wait go first.
+      if (open) runPending()
+    }
+    if (open) runPending()
+  }
+}
+
+function runPending(): void {
+  if (Atomics.load(control, controlWords.posted) !== Atomics.load(control, controlWords.finished)) computeJob()
+}
+
+const setupPort = port
+serve()
+port.close()

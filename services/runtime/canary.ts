@@ -1,0 +1,162 @@
+import { createHash } from 'node:crypto'
+import type { Weight } from '../graph/graph.ts'
+import { attentionGraph, expertGraph, projectionGraph, routerGraph } from '../graph/layers.ts'
+import type { LinearWeights } from '../graph/linear.ts'
+import { linearParts, type WeightFormat } from '../model/format.ts'
+import { createSession, type Feed, type Provider, runtimeVersion, type SessionOptions } from './session.ts'
+
+/**
+ * The numerics class of a process: the bits that it computes from fixed inputs, hashed. Nodes whose experts disagree by
+ * a bit must not serve one model together; two machines that agree in class compute the same tokens.
+ */
+
+export type NumericsOptions = SessionOptions & { format: WeightFormat }
+
+/** Of the experts that a node computes: `cpu-1.30.0-0123456789ab`. Throws PROVIDER_UNAVAILABLE. */
+export function expertNumerics(options: NumericsOptions): string {
+  const hash = createHash('sha256')
+  // Odd sizes and counts, one row and none: what kernels treat apart.
+  for (const counts of [
+    [1, 0],
+    [3, 2],
+    [17, 5],
+  ]) {
+    hash.update(expertBits(options, counts))
+  }
+  return className(options.provider, hash.digest('hex'))
+}
+
+/** Of a coordinator's own share: linear layers, attention, router, and the host's own functions. Always on the CPU. */
+export function coordinatorNumerics(options: NumericsOptions): string {
+  const hash = createHash('sha256')
+  const cpu = { ...options, provider: 'cpu' as const }
+  hash.update(projectionBits(cpu)).update(routerBits(cpu)).update(attentionBits(cpu)).update(hostBits())
+  return className('cpu', hash.digest('hex'))
+}
+
+function className(provider: Provider, hex: string): string {
+  return `${provider}-${runtimeVersion()}-${hex.slice(0, 12)}`
+}
+
+const hidden = 256
+const inner = 128
+
+/** Numbers that look random and are the same everywhere: a linear congruence. */
+class Numbers {
+  #state = 12345
+
+  next(): number {
+    this.#state = (Math.imul(this.#state, 1664525) + 1013904223) >>> 0
+    return this.#state / 2 ** 31 - 1
+  }
+
+  floats(count: number, scale = 1): Float32Array {
+    return Float32Array.from({ length: count }, () => this.next() * scale)
+  }
+
+  bytes(count: number): Uint8Array {
+    return Uint8Array.from({ length: count }, () => Math.floor((this.next() + 1) * 128))
+  }
+}
+
+function linearWeights(numbers: Numbers, format: WeightFormat, inputs: number, outputs: number): LinearWeights {
+  const weights: LinearWeights = { format, inputs, outputs, parts: {} }
+  for (const { name, dtype, shape } of linearParts(format, inputs, outputs)) {
+    const count = shape.reduce((product, size) => product * size, 1)
+    const bytes =
+      dtype === 'f32' ? asBytes(numbers.floats(count, name === 'scale' ? 0.002 : 0.1)) : numbers.bytes(count)
+    weights.parts[name] = weight(dtype === 'f32' ? 'f32' : dtype === 'i8' ? 'i8' : 'u8', shape, bytes)
+  }
+  return weights
+}
+
+function weight(type: Weight['type'], shape: readonly number[], bytes: Uint8Array): Weight {
+  return { type, shape, source: { kind: 'bytes', bytes } }
+}
+
+function asBytes(values: Float32Array): Uint8Array {
+  return new Uint8Array(values.buffer, values.byteOffset, values.byteLength)
+}
+
+function floatFeed(dims: number[], data: Float32Array): Feed {
+  return { dims, type: 'float32', data, location: 'cpu' }
+}
+
+function run(
+  options: SessionOptions,
+  graph: Parameters<typeof createSession>[0],
+  feeds: Record<string, Feed>,
+): Uint8Array[] {
+  const session = createSession(graph, options)
+  try {
+    const outputs = session.run(feeds)
+    return Object.keys(outputs)
+      .sort()
+      .flatMap((name) => {
+        const data = outputs[name]?.data
+        return data ? [new Uint8Array(data.buffer, data.byteOffset, data.byteLength)] : []
+      })
+  } finally {
+    session.dispose()
+  }
+}
+
+function expertBits(options: NumericsOptions, counts: readonly number[]): Uint8Array {
+  const { format } = options
+  const numbers = new Numbers()
+  const experts = counts.map(() => ({
+    gateUp: linearWeights(numbers, format, hidden, 2 * inner),
+    down: linearWeights(numbers, format, inner, hidden),
+  }))
+  // As ranks do it: counts padded where the format asks for it.
+  const padded = counts.map((count) => (format === 'int4' ? Math.ceil(count / 2) * 2 : count))
+  const rows = padded.reduce((sum, count) => sum + count, 0)
+  const feeds: Record<string, Feed> = {
+    counts: { dims: [counts.length], type: 'int64', data: BigInt64Array.from(padded.map(BigInt)), location: 'cpu' },
+  }
+  if (format === 'f32' || format === 'int4') feeds.rows = floatFeed([rows, hidden], numbers.floats(rows * hidden))
+  else {
+    const width = format === 'int8' ? 2 * hidden : hidden
+    feeds.rows = { dims: [rows, width], type: 'uint8', data: numbers.bytes(rows * width), location: 'cpu' }
+    feeds.scales = floatFeed([rows, 1], numbers.floats(rows, 0.01))
+  }
+  return Buffer.concat(run(options, expertGraph(format, hidden, experts), feeds))
+}
+
+function projectionBits(options: NumericsOptions): Uint8Array {
+  const numbers = new Numbers()
+  const norm = { weight: weight('f32', [hidden], asBytes(numbers.floats(hidden))), eps: 1e-5 }
+  const graph = projectionGraph(linearWeights(numbers, options.format, hidden, 160), { norm, swiGlu: true })
+  const pieces = [2, 6, 18].flatMap((rows) =>
+    run(options, graph, { x: floatFeed([rows, hidden], numbers.floats(rows * hidden)) }),
+  )
+  return Buffer.concat(pieces)
+}
+
+function routerBits(options: NumericsOptions): Uint8Array {
+  const numbers = new Numbers()
+  const norm = { weight: weight('f32', [hidden], asBytes(numbers.floats(hidden))), eps: 1e-5 }
+  const router = weight('f32', [hidden, 20], asBytes(numbers.floats(hidden * 20)))
+  const graph = routerGraph({ format: options.format, hidden, experts: 20, norm, router })
+  return Buffer.concat(run(options, graph, { x: floatFeed([3, hidden], numbers.floats(3 * hidden)) }))
+}
+
+function attentionBits(options: NumericsOptions): Uint8Array {
+  const numbers = new Numbers()
+  return Buffer.concat(
+    run(options, attentionGraph(0.125), {
+      q: floatFeed([2, 3, 64], numbers.floats(2 * 3 * 64)),
+      k: floatFeed([2, 128, 64], numbers.floats(2 * 128 * 64)),
+      v: floatFeed([2, 128, 64], numbers.floats(2 * 128 * 64)),
+      mask: floatFeed([3, 128], new Float32Array(3 * 128)),
+    }),
+  )
+}
+
+/** Exponentials, roots and rotations that the coordinator computes in JavaScript. */
+function hostBits(): Uint8Array {
+  const numbers = new Numbers()
+  const values = Float64Array.from({ length: 256 }, () => numbers.next() * 40)
+  const results = [...values].flatMap((x) => [Math.exp(-Math.abs(x)), Math.sin(x), Math.cos(x), Math.sqrt(Math.abs(x))])
+  return new Uint8Array(Float64Array.from(results).buffer)
+}

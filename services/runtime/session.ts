@@ -1,0 +1,221 @@
+import {
+  closeSync,
+  linkSync,
+  mkdirSync,
+  mkdtempSync,
+  openSync,
+  readSync,
+  rmSync,
+  writeFileSync,
+  writeSync,
+} from 'node:fs'
+import { createRequire } from 'node:module'
+import { join } from 'node:path'
+import { MoeshError } from '../config/errors.ts'
+import type { Graph, Weight } from '../graph/graph.ts'
+import { encodeModel, type OnnxTensor } from '../graph/onnx.ts'
+
+/**
+ * ONNX Runtime sessions from graphs, through the synchronous binding of onnxruntime-node: its public `run` is the same
+ * blocking call behind a promise, and we only call it on threads that have nothing else to do.
+ *
+ * Weights are read by ONNX Runtime from files beside the model file: the only way in which a session takes no more
+ * memory than its weights. Files are staged in a directory of the session's own that is gone once it is loaded.
+ */
+
+export type Provider = 'cpu' | 'webgpu' | 'cuda'
+
+/** A tensor as the binding takes it: a view of any buffer, shared memory too; nothing is copied on the way in. */
+export type Feed = {
+  dims: readonly number[]
+  type: 'float32' | 'uint8' | 'int64'
+  data: Float32Array | Uint8Array | BigInt64Array
+  location: 'cpu'
+}
+
+export type Feeds = Readonly<Record<string, Feed>>
+
+/** Outputs are fresh copies. */
+export type Fetched = Readonly<Record<string, { data: Float32Array | Uint8Array | BigInt64Array }>>
+
+export interface Session {
+  run(feeds: Feeds): Fetched
+  dispose(): void
+}
+
+export type SessionOptions = {
+  stageDir: string
+  provider: Provider
+  /** Use 8-bit kernels that do not saturate: needed on CPUs without VNNI, see `probe.ts`. */
+  avoidSaturation: boolean
+}
+
+type BindingSession = {
+  loadModel(path: string, options: object): void
+  readonly outputMetadata: readonly { name: string }[]
+  run(feeds: object, fetches: object, options: object): Fetched
+  dispose(): void
+}
+
+type Binding = { initOrt(): void; binding: { InferenceSession: new () => BindingSession } }
+
+const require = createRequire(import.meta.url)
+let loaded: Binding | null = null
+
+function runtimeBinding(): Binding {
+  if (loaded === null) {
+    loaded = require('onnxruntime-node/dist/binding.js') as Binding
+    loaded.initOrt()
+  }
+  return loaded
+}
+
+/** The version of ONNX Runtime: part of the numerics class. */
+export function runtimeVersion(): string {
+  const { version } = require('onnxruntime-node/package.json') as { version: string }
+  return version
+}
+
+/** Throws PROVIDER_UNAVAILABLE where the execution provider can't be had; it is never replaced by another. */
+export function createSession(graph: Graph, options: SessionOptions): Session {
+  const { binding } = runtimeBinding()
+  mkdirSync(options.stageDir, { recursive: true })
+  const dir = mkdtempSync(join(options.stageDir, 'session-'))
+  try {
+    const tensors = stageWeights(graph, dir)
+    const path = join(dir, 'model.onnx')
+    writeFileSync(path, encodeModel({ nodes: graph.nodes, inputs: graph.inputs, outputs: graph.outputs, tensors }))
+    const session = new binding.InferenceSession()
+    load(session, path, options)
+    const fetches = Object.fromEntries(session.outputMetadata.map(({ name }) => [name, null]))
+    return {
+      run: (feeds) => session.run(feeds, fetches, {}),
+      dispose: () => session.dispose(),
+    }
+  } finally {
+    rmSync(dir, { recursive: true, force: true })
+  }
+}
+
+function load(session: BindingSession, path: string, options: SessionOptions): void {
+  const { provider } = options
+  try {
+    session.loadModel(path, {
+      executionProviders: [provider],
+      intraOpNumThreads: 1,
+      interOpNumThreads: 1,
+      graphOptimizationLevel: 'all',
+      enableCpuMemArena: false,
+      logSeverityLevel: 3,
+      extra: {
+        session: {
+          intra_op: { allow_spinning: '0' },
+          ...(options.avoidSaturation ? { x64quantprecision: '1' } : {}),
+          ...(provider === 'cpu' ? {} : { disable_cpu_ep_fallback: '1' }),
+        },
+      },
+    })
+  } catch (cause) {
+    if (provider === 'cpu') throw cause
+    const reason = cause instanceof Error ? cause.message : String(cause)
+    throw new MoeshError(
+      'PROVIDER_UNAVAILABLE',
+      `the execution provider "${provider}" can't run this model here: ${reason}`,
+      'check the device, its driver and the format, or use --provider cpu',
+      { cause },
+    )
+  }
+}
+
+/** Puts constants into the model and weights into files of `dir`: hard links where possible, else copies of the ranges. */
+function stageWeights(graph: Graph, dir: string): OnnxTensor[] {
+  const tensors: OnnxTensor[] = []
+  for (const [name, { type, shape, bytes }] of graph.constants) {
+    tensors.push({ name, type, shape, data: { kind: 'inline', bytes } })
+  }
+  const files = new StagedFiles(dir)
+  try {
+    for (const [name, weight] of graph.weights) {
+      const { type, shape } = weight
+      tensors.push({ name, type, shape, data: files.place(weight) })
+    }
+  } finally {
+    files.close()
+  }
+  return tensors
+}
+
+const inlineBytesMax = 1024
+const copyChunkBytes = 4 << 20
+const alignment = 64
+
+class StagedFiles {
+  readonly #dir: string
+  readonly #links = new Map<string, string | null>()
+  #own: { fd: number; bytes: number } | null = null
+
+  constructor(dir: string) {
+    this.#dir = dir
+  }
+
+  place({ source }: Weight): OnnxTensor['data'] {
+    if (source.kind === 'file') {
+      const name = this.#link(source.path)
+      if (name !== null) return { kind: 'file', name, offset: source.offset, bytes: source.bytes }
+      return this.#copy(source.path, source.offset, source.bytes)
+    }
+    if (source.bytes.byteLength <= inlineBytesMax) return { kind: 'inline', bytes: source.bytes }
+    const { fd, offset } = this.#reserve(source.bytes.byteLength)
+    writeAll(fd, source.bytes, offset)
+    return { kind: 'file', name: 'weights.bin', offset, bytes: source.bytes.byteLength }
+  }
+
+  close(): void {
+    if (this.#own !== null) closeSync(this.#own.fd)
+  }
+
+  /** Another file system can't be linked to: null. */
+  #link(path: string): string | null {
+    const known = this.#links.get(path)
+    if (known !== undefined) return known
+    const name = `file-${this.#links.size}.bin`
+    let linked: string | null = name
+    try {
+      linkSync(path, join(this.#dir, name))
+    } catch {
+      linked = null
+    }
+    this.#links.set(path, linked)
+    return linked
+  }
+
+  #copy(path: string, from: number, bytes: number): OnnxTensor['data'] {
+    const { fd, offset } = this.#reserve(bytes)
+    const source = openSync(path, 'r')
+    try {
+      const chunk = Buffer.allocUnsafe(Math.min(bytes, copyChunkBytes))
+      for (let done = 0; done < bytes; ) {
+        const count = readSync(source, chunk, 0, Math.min(chunk.byteLength, bytes - done), from + done)
+        if (count === 0) throw new MoeshError('PACK_INVALID', `${path} ends before byte ${from + bytes}`, 'pack again')
+        writeAll(fd, chunk.subarray(0, count), offset + done)
+        done += count
+      }
+    } finally {
+      closeSync(source)
+    }
+    return { kind: 'file', name: 'weights.bin', offset, bytes }
+  }
+
+  #reserve(bytes: number): { fd: number; offset: number } {
+    this.#own ??= { fd: openSync(join(this.#dir, 'weights.bin'), 'w'), bytes: 0 }
+    const offset = this.#own.bytes
+    this.#own.bytes += Math.ceil(bytes / alignment) * alignment
+    return { fd: this.#own.fd, offset }
+  }
+}
+
+function writeAll(fd: number, bytes: Uint8Array, position: number): void {
+  for (let done = 0; done < bytes.byteLength; ) {
+    done += writeSync(fd, bytes, done, bytes.byteLength - done, position + done)
+  }
+}
