@@ -21,8 +21,8 @@ import { controlWords, type FromRank, jobHeader, type RankSetup, type ToRank } f
 type Group = { experts: number[]; sources: ShardSource[]; session: Session; counts: BigInt64Array }
 
 const setup = workerData as RankSetup
+assert(parentPort !== null)
 const port = parentPort
-assert(port !== null)
 
 const { spec, format, control } = setup
 const { hidden } = spec
@@ -212,27 +212,17 @@ function scatter(group: Group, experts: number, y: Float32Array, outputs: Float3
   return rows
 }
 
-function handle(message: ToRank): boolean {
-  switch (message.kind) {
-    case 'load':
-      settle(message.ticket, () => load(message.layer, message.shards))
-      return true
-    case 'unload':
-      settle(message.ticket, () => unload(message.layer, message.experts))
-      return true
-    case 'attach-rows':
-      rowBuffers.set(message.rows.id, message.rows)
-      return true
-    case 'attach-outputs':
-      outputBuffers.set(message.outputs.id, message.outputs)
-      return true
-    case 'attach-job':
-      job = message.job
-      return true
-    case 'close':
-      for (const group of [...groups.values()].flat()) group.session.dispose()
-      groups.clear()
-      return false
+/** Loading and unloading, which wait while there are rows to compute. */
+const tasks: Exclude<ToRank, { kind: `attach-${string}` }>[] = []
+
+/** Attachments take effect at once: the job that needs them may be posted already. */
+function receive(): void {
+  for (let next = receiveMessageOnPort(port); next; next = receiveMessageOnPort(port)) {
+    const message = next.message as ToRank
+    if (message.kind === 'attach-rows') rowBuffers.set(message.rows.id, message.rows)
+    else if (message.kind === 'attach-outputs') outputBuffers.set(message.outputs.id, message.outputs)
+    else if (message.kind === 'attach-job') job = message.job
+    else tasks.push(message)
   }
 }
 
@@ -244,7 +234,7 @@ function settle(ticket: number, work: () => void): void {
     const code = thrown instanceof MoeshError ? thrown.code : 'INTERNAL'
     answer = { kind: 'failed', ticket, code, message: thrown instanceof Error ? thrown.message : String(thrown) }
   }
-  port?.postMessage(answer)
+  port.postMessage(answer)
 }
 
 function computeJob(): void {
@@ -254,7 +244,7 @@ function computeJob(): void {
     Atomics.store(control, controlWords.failed, 0)
   } catch (thrown) {
     const answer: FromRank = { kind: 'job-failed', message: thrown instanceof Error ? thrown.message : String(thrown) }
-    port?.postMessage(answer)
+    port.postMessage(answer)
     Atomics.store(control, controlWords.failed, 1)
   }
   setup.computeMs[0] = performance.now() - started
@@ -262,22 +252,23 @@ function computeJob(): void {
 }
 
 function serve(): void {
-  let seen = 0
-  for (let open = true; open; ) {
-    seen = waitForChange(control, controlWords.wake, seen)
-    for (let next = receiveMessageOnPort(setupPort); open && next; next = receiveMessageOnPort(setupPort)) {
-      open = handle(next.message as ToRank)
-      // Between two pieces of loading, rows that wait go first.
-      if (open) runPending()
+  for (;;) {
+    const seen = Atomics.load(control, controlWords.wake)
+    // Looked at before the messages are read: what a posted job needs was sent before it.
+    const hasJob = Atomics.load(control, controlWords.posted) !== Atomics.load(control, controlWords.finished)
+    receive()
+    if (hasJob) {
+      computeJob()
+      continue
     }
-    if (open) runPending()
+    const task = tasks.shift()
+    if (task === undefined) waitForChange(control, controlWords.wake, seen)
+    else if (task.kind === 'load') settle(task.ticket, () => load(task.layer, task.shards))
+    else if (task.kind === 'unload') settle(task.ticket, () => unload(task.layer, task.experts))
+    else break
   }
+  for (const group of [...groups.values()].flat()) group.session.dispose()
 }
 
-function runPending(): void {
-  if (Atomics.load(control, controlWords.posted) !== Atomics.load(control, controlWords.finished)) computeJob()
-}
-
-const setupPort = port
 serve()
 port.close()
