@@ -49,7 +49,8 @@ export type RopeSpec = {
   attentionFactor: number
 }
 
-export type Activation = 'silu'
+/** `gelu_tanh`: the tanh approximation of gelu. Applied to the gate, which multiplies the up projection. */
+export type Activation = 'silu' | 'gelu_tanh'
 
 export type DenseFfnSpec = {
   kind: 'dense'

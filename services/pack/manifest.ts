@@ -17,17 +17,19 @@ const attention = z.strictObject({
   outputBias: z.boolean(),
 })
 
+const activation = z.enum(['silu', 'gelu_tanh'])
+
 const ffn = z.discriminatedUnion('kind', [
   z.strictObject({
     kind: z.literal('dense'),
     inner: z.int().positive(),
-    activation: z.literal('silu'),
+    activation,
     bias: z.boolean(),
   }),
   z.strictObject({
     kind: z.literal('moe'),
     inner: z.int().positive(),
-    activation: z.literal('silu'),
+    activation,
     experts: z.int().positive(),
     expertsPerToken: z.int().positive(),
     router: z.strictObject({ score: z.literal('softmax'), normalise: z.boolean() }),
