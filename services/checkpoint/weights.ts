@@ -84,7 +84,7 @@ export class Weights {
       toFloats(chunk, dtype, step, out, at + done)
       done += step
     }
-    if (!isFinite(out, at, count)) {
+    if (!allFinite(out, at, count)) {
       throw new MoeshError(
         'CHECKPOINT_INVALID',
         `${tensor.file.path}: tensor ${tensor.name} holds a value that is not finite`,
@@ -98,7 +98,7 @@ export class Weights {
 }
 
 /** x - x is 0 for what is finite and NaN for what is not: one addition an element, no branch. */
-function isFinite(values: Float32Array, start: number, count: number): boolean {
+function allFinite(values: Float32Array, start: number, count: number): boolean {
   let sum = 0
   for (let i = start; i < start + count; i++) {
     const value = values[i] as number
