@@ -1,0 +1,280 @@
+import { MoeshError } from '../config/errors.ts'
+import type { RoutedRows } from './transport.ts'
+
+/** One live copy of an expert. Of its rows the copy takes the share `weight / sum of the copies' weights`. */
+export type ExpertCopy = { layer: number; expert: number; nodeId: string; weight: number }
+
+/** A layer's copies: those of expert e stand at starts[e] … starts[e + 1] - 1. */
+export type LayerRoutes = {
+  readonly experts: number
+  /** [experts + 1] */
+  readonly starts: Int32Array
+  /** Indices into `nodeIds`. */
+  readonly nodes: Int32Array
+  readonly weights: Float64Array
+}
+
+/** Where the experts live, as the coordinator knows it. Never changed, only replaced. */
+export type RouteTable = {
+  readonly epoch: number
+  readonly nodeIds: readonly string[]
+  readonly layers: ReadonlyMap<number, LayerRoutes>
+}
+
+/** Errors: INVALID_ARGUMENT for a copy of an expert that the model does not have, or a weight below zero. */
+export function routeTable(
+  epoch: number,
+  layers: readonly { layer: number; experts: number }[],
+  copies: readonly ExpertCopy[],
+): RouteTable {
+  const nodeIds = [...new Set(copies.map(({ nodeId }) => nodeId))].sort()
+  const nodeIndex = new Map(nodeIds.map((nodeId, index) => [nodeId, index]))
+  const byLayer = new Map(
+    layers.map(({ layer, experts }) => [layer, Array.from({ length: experts }, () => [] as ExpertCopy[])]),
+  )
+  for (const copy of copies) {
+    const { layer, expert, nodeId, weight } = copy
+    const ofExpert = byLayer.get(layer)?.[expert]
+    if (!ofExpert) throw new MoeshError('INVALID_ARGUMENT', `there is no expert ${expert} in layer ${layer}`)
+    if (!(Number.isFinite(weight) && weight >= 0)) {
+      throw new MoeshError('INVALID_ARGUMENT', `weight ${weight} of expert ${expert} in layer ${layer} on ${nodeId}`)
+    }
+    if (!ofExpert.some((other) => other.nodeId === nodeId)) ofExpert.push(copy)
+  }
+  return {
+    epoch,
+    nodeIds,
+    layers: new Map([...byLayer].map(([layer, experts]) => [layer, layerRoutes(experts, nodeIndex)])),
+  }
+}
+
+function layerRoutes(experts: readonly ExpertCopy[][], nodeIndex: ReadonlyMap<string, number>): LayerRoutes {
+  const starts = new Int32Array(experts.length + 1)
+  experts.forEach((copies, expert) => {
+    starts[expert + 1] = (starts[expert] ?? 0) + copies.length
+  })
+  const flat = experts.flatMap((copies) => copies.toSorted((a, b) => (a.nodeId < b.nodeId ? -1 : 1)))
+  return {
+    experts: experts.length,
+    starts,
+    nodes: Int32Array.from(flat, ({ nodeId }) => nodeIndex.get(nodeId) ?? -1),
+    weights: Float64Array.from(flat, ({ weight }) => weight),
+  }
+}
+
+/** Node index of the group of rows whose experts have no copy. */
+export const nobody = -1
+
+/**
+ * A layer's rows by node: the result of `groupRows`, in arrays that are kept and grow. Group g goes to node
+ * `groupNode[g]` and has the entries entryStart[g] … entryStart[g + 1] - 1, ascending by expert. Entry i wants expert
+ * `entryExpert[i]` for the rows rowIndices[rowStart[i] … rowStart[i + 1] - 1]; output rows stand in the same order, so
+ * each group and each entry owns one contiguous range of them.
+ */
+export class RowGroups {
+  groupCount = 0
+  entryCount = 0
+  pairCount = 0
+  groupNode = new Int32Array(0)
+  entryStart = new Int32Array(1)
+  entryExpert = new Int32Array(0)
+  entryRows = new Int32Array(0)
+  rowStart = new Int32Array(1)
+  rowIndices = new Int32Array(0)
+
+  /** Rows that each expert of the layer gets; [experts], longer arrays end with leftovers. */
+  expertRows = new Int32Array(0)
+  /** Pieces of experts before they are sorted by node; those of an expert follow each other. */
+  readonly pieces = {
+    count: 0,
+    node: new Int32Array(0),
+    expert: new Int32Array(0),
+    rows: new Int32Array(0),
+    next: new Int32Array(0),
+  }
+  /** The piece that an expert's next row goes to. */
+  expertPiece = new Int32Array(0)
+  nodeEntries = new Int32Array(0)
+
+  reserve(nodes: number, experts: number, copies: number, pairs: number): void {
+    const entries = copies + experts
+    if (this.groupNode.length < nodes + 1) {
+      this.groupNode = new Int32Array(nodes + 1)
+      this.entryStart = new Int32Array(nodes + 2)
+      this.nodeEntries = new Int32Array(nodes + 1)
+    }
+    if (this.expertRows.length < experts) {
+      this.expertRows = new Int32Array(experts)
+      this.expertPiece = new Int32Array(experts)
+    }
+    if (this.entryExpert.length < entries) {
+      this.entryExpert = new Int32Array(entries)
+      this.entryRows = new Int32Array(entries)
+      this.rowStart = new Int32Array(entries + 1)
+      const { pieces } = this
+      pieces.node = new Int32Array(entries)
+      pieces.expert = new Int32Array(entries)
+      pieces.rows = new Int32Array(entries)
+      pieces.next = new Int32Array(entries)
+    }
+    if (this.rowIndices.length < pairs) this.rowIndices = new Int32Array(pairs)
+  }
+}
+
+/**
+ * Groups a layer's (row, expert) pairs by node and gives each its output row (`routed.outputRows`). Rows of an expert
+ * with several copies are divided by weight; nodes with `avoid[node]` set get rows only of experts that live nowhere
+ * else. The same arguments give the same groups; `step` turns the remainders round, so that single rows reach all
+ * copies in time. Allocates nothing once `groups` has grown. Errors: INTERNAL for an expert that does not exist.
+ */
+export function groupRows(
+  groups: RowGroups,
+  routed: RoutedRows,
+  routes: RouteTable,
+  avoid: Uint8Array,
+  step: number,
+): void {
+  const layer = routes.layers.get(routed.layer)
+  if (!layer) throw new MoeshError('INTERNAL', `layer ${routed.layer} has no experts`)
+  const pairs = routed.rowCount * routed.expertsPerToken
+  groups.reserve(routes.nodeIds.length, layer.experts, layer.nodes.length, pairs)
+  groups.pairCount = pairs
+  countRows(groups, routed.expertIds, pairs, layer.experts, routed.layer)
+  cutIntoPieces(groups, layer, avoid, step)
+  sortByNode(groups, routes.nodeIds.length)
+  placeRows(groups, routed, pairs)
+}
+
+function countRows(groups: RowGroups, expertIds: Int32Array, pairs: number, experts: number, layer: number): void {
+  const { expertRows } = groups
+  expertRows.fill(0)
+  for (let pair = 0; pair < pairs; pair++) {
+    const expert = expertIds[pair] ?? -1
+    if (expert < 0 || expert >= experts) throw new MoeshError('INTERNAL', `layer ${layer} has no expert ${expert}`)
+    expertRows[expert] = (expertRows[expert] ?? 0) + 1
+  }
+}
+
+function cutIntoPieces(groups: RowGroups, layer: LayerRoutes, avoid: Uint8Array, step: number): void {
+  groups.pieces.count = 0
+  for (let expert = 0; expert < layer.experts; expert++) {
+    const rows = groups.expertRows[expert] ?? 0
+    if (rows === 0) continue
+    groups.expertPiece[expert] = groups.pieces.count
+    const from = layer.starts[expert] ?? 0
+    const to = layer.starts[expert + 1] ?? 0
+    if (from === to) addPiece(groups, nobody, expert, rows)
+    else cutExpert(groups, layer, avoid, expert, rows, from, to, phaseOf(step, expert))
+  }
+}
+
+/**
+ * Systematic sampling: row j of n sits at (j + phase) / n on a line from 0 to 1 that the copies divide by weight. Each
+ * copy's number is within one row of its exact share, and over many phases the shares are exact.
+ */
+function cutExpert(
+  groups: RowGroups,
+  layer: LayerRoutes,
+  avoid: Uint8Array,
+  expert: number,
+  rows: number,
+  from: number,
+  to: number,
+  phase: number,
+): void {
+  const usable = (copy: number, anyNode: boolean) => anyNode || (avoid[layer.nodes[copy] ?? 0] ?? 0) === 0
+  let copies = 0
+  let weightSum = 0
+  for (let copy = from; copy < to; copy++) {
+    if (!usable(copy, false)) continue
+    copies += 1
+    weightSum += layer.weights[copy] ?? 0
+  }
+  const anyNode = copies === 0
+  if (anyNode) {
+    copies = to - from
+    for (let copy = from; copy < to; copy++) weightSum += layer.weights[copy] ?? 0
+  }
+  let given = 0
+  let line = 0
+  for (let copy = from; copy < to && given < rows; copy++) {
+    if (!usable(copy, anyNode)) continue
+    copies -= 1
+    // Copies that all weigh nothing share alike.
+    line += weightSum > 0 ? (layer.weights[copy] ?? 0) / weightSum : 1 / (to - from)
+    const upTo = copies === 0 ? rows : Math.min(rows, Math.max(given, Math.ceil(line * rows - phase)))
+    if (upTo > given) addPiece(groups, layer.nodes[copy] ?? 0, expert, upTo - given)
+    given = upTo
+  }
+}
+
+/** Multiples of irrational numbers, modulo 1, fill the line evenly whatever steps a layer gets to see. */
+function phaseOf(step: number, expert: number): number {
+  const turns = (step + 1) * 0.6180339887498949 + expert * 0.7548776662466927
+  return turns - Math.floor(turns)
+}
+
+function addPiece({ pieces }: RowGroups, node: number, expert: number, rows: number): void {
+  const piece = pieces.count++
+  pieces.node[piece] = node
+  pieces.expert[piece] = expert
+  pieces.rows[piece] = rows
+}
+
+/** A stable counting sort: nodes ascending, `nobody` last, within a node by expert. */
+function sortByNode(groups: RowGroups, nodes: number): void {
+  const { pieces, nodeEntries, entryStart } = groups
+  nodeEntries.fill(0)
+  for (let piece = 0; piece < pieces.count; piece++) {
+    const slot = slotOf(pieces.node[piece] ?? nobody, nodes)
+    nodeEntries[slot] = (nodeEntries[slot] ?? 0) + 1
+  }
+  groups.groupCount = 0
+  let entries = 0
+  for (let slot = 0; slot <= nodes; slot++) {
+    const count = nodeEntries[slot] ?? 0
+    nodeEntries[slot] = entries
+    if (count === 0) continue
+    groups.groupNode[groups.groupCount] = slot === nodes ? nobody : slot
+    entryStart[groups.groupCount] = entries
+    groups.groupCount += 1
+    entries += count
+  }
+  entryStart[groups.groupCount] = entries
+  groups.entryCount = entries
+  for (let piece = 0; piece < pieces.count; piece++) {
+    const slot = slotOf(pieces.node[piece] ?? nobody, nodes)
+    const entry = nodeEntries[slot] ?? 0
+    nodeEntries[slot] = entry + 1
+    groups.entryExpert[entry] = pieces.expert[piece] ?? 0
+    groups.entryRows[entry] = pieces.rows[piece] ?? 0
+    // For now the entry; `placeRows` turns it into the entry's next output row.
+    pieces.next[piece] = entry
+  }
+}
+
+function slotOf(node: number, nodes: number): number {
+  return node === nobody ? nodes : node
+}
+
+function placeRows(groups: RowGroups, routed: RoutedRows, pairs: number): void {
+  const { pieces, rowStart, rowIndices, expertPiece } = groups
+  rowStart[0] = 0
+  for (let entry = 0; entry < groups.entryCount; entry++) {
+    rowStart[entry + 1] = (rowStart[entry] ?? 0) + (groups.entryRows[entry] ?? 0)
+  }
+  for (let piece = 0; piece < pieces.count; piece++) pieces.next[piece] = rowStart[pieces.next[piece] ?? 0] ?? 0
+  for (let pair = 0; pair < pairs; pair++) {
+    const expert = routed.expertIds[pair] ?? 0
+    let piece = expertPiece[expert] ?? 0
+    if (pieces.rows[piece] === 0) {
+      piece += 1
+      expertPiece[expert] = piece
+    }
+    const output = pieces.next[piece] ?? 0
+    pieces.next[piece] = output + 1
+    pieces.rows[piece] = (pieces.rows[piece] ?? 0) - 1
+    rowIndices[output] = Math.floor(pair / routed.expertsPerToken)
+    routed.outputRows[pair] = output
+  }
+}

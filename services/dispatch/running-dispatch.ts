@@ -1,0 +1,397 @@
+import assert from 'node:assert/strict'
+import { asMoeshError, MoeshError } from '../config/errors.ts'
+import type { Clock, Timer } from './clock.ts'
+import type { LatencyRecord } from './hedge.ts'
+import type { NodeHealth } from './node-health.ts'
+import type { OutputPool } from './output-pool.ts'
+import { nobody, type RouteTable, type RowGroups } from './route.ts'
+import type { OutputBuffer } from './rows.ts'
+import type { DispatchReport, ExpertCall, ExpertReply, ExpertTransport, RoutedRows } from './transport.ts'
+
+/** What a running dispatch needs of its dispatcher. */
+export type DispatchContext = {
+  readonly clock: Clock
+  readonly hidden: number
+  readonly latency: LatencyRecord
+  readonly health: NodeHealth
+  readonly scratch: OutputPool
+  routes(): RouteTable
+  transport(nodeId: string): ExpertTransport | undefined
+  onUncovered(layer: number, expert: number): void
+  onFailure(nodeId: string, error: MoeshError): void
+}
+
+/** Rows whose copies all failed wait so long before they try them again; doubled each time. */
+const retryFirstMs = 10
+const retryLastMs = 500
+/** A timer that fires so much later than asked tells of a busy thread here, not of a late node. */
+const stallMs = 10
+/** An expert that only late nodes hold for so long is reported as uncovered. */
+const uncoveredAfterMs = 1000
+
+/** A call on its way. The first one of an entry writes to the outputs themselves, later ones to a buffer of their own. */
+type Attempt = {
+  readonly nodeId: string
+  readonly entries: readonly number[]
+  readonly rows: number
+  readonly startedMs: number
+  dueMs: number
+  isLate: boolean
+  readonly scratch: OutputBuffer | null
+}
+
+/** Of entries that did not simply succeed. */
+type Trouble = { failed: Set<string>; refusedBy: Set<string>; isReported: boolean }
+
+/**
+ * One layer's rows on their way. An entry (an expert's rows on one node) is done when any call brought it; late and
+ * failed calls are repeated on other copies. Nothing is left behind when it ends: all calls have settled, so that the
+ * caller may use its buffers again.
+ */
+export class RunningDispatch {
+  readonly groups: RowGroups
+  readonly routed: RoutedRows
+  /** [entries]: who brought it. */
+  readonly doneBy: (string | null)[] = []
+  readonly #context: DispatchContext
+  readonly #abort = new AbortController()
+  readonly #attempts = new Set<Attempt>()
+  readonly #trouble = new Map<number, Trouble>()
+  readonly #waiting = new Set<number>()
+  #entriesLeft: number
+  #timer: { dueMs: number; timer: Timer } | null = null
+  #isGraceGiven = false
+  #retryTimer: Timer | null = null
+  #retryMs = retryFirstMs
+  #retriedRows = 0
+  #computeMs = 0
+  #ended: 'no' | 'done' | 'cancelled' = 'no'
+  #settle: ((report: DispatchReport) => void) | null = null
+  #fail: ((error: MoeshError) => void) | null = null
+
+  constructor(context: DispatchContext, groups: RowGroups, routed: RoutedRows) {
+    this.#context = context
+    this.groups = groups
+    this.routed = routed
+    this.#entriesLeft = groups.entryCount
+    for (let entry = 0; entry < groups.entryCount; entry++) this.doneBy.push(null)
+  }
+
+  run(): Promise<DispatchReport> {
+    const ended = new Promise<DispatchReport>((resolve, reject) => {
+      this.#settle = resolve
+      this.#fail = reject
+    })
+    const { groups } = this
+    const { nodeIds } = this.#context.routes()
+    for (let group = 0; group < groups.groupCount; group++) {
+      const node = groups.groupNode[group] ?? nobody
+      const from = groups.entryStart[group] ?? 0
+      const to = groups.entryStart[group + 1] ?? 0
+      if (node === nobody) for (let entry = from; entry < to; entry++) this.#waiting.add(entry)
+      else this.#startGroup(nodeIds[node] ?? '', from, to)
+    }
+    if (this.#entriesLeft === 0) this.#finish('done')
+    else if (this.#waiting.size > 0) this.#place([...this.#waiting])
+    this.#checkLate()
+    return ended
+  }
+
+  cancel(): void {
+    if (this.#ended === 'no') this.#finish('cancelled')
+  }
+
+  /** Other copies may be there now. */
+  routesChanged(): void {
+    if (this.#ended !== 'no') return
+    for (const { failed, refusedBy } of this.#trouble.values()) {
+      failed.clear()
+      refusedBy.clear()
+    }
+    this.#retryMs = retryFirstMs
+    this.#place([...this.#waiting])
+    for (const attempt of [...this.#attempts]) if (attempt.isLate) this.#hedge(attempt)
+    this.#armTimer()
+  }
+
+  #startGroup(nodeId: string, from: number, to: number): void {
+    const { groups, routed } = this
+    const start = groups.rowStart[from] ?? 0
+    const end = groups.rowStart[to] ?? 0
+    const entries: number[] = []
+    for (let entry = from; entry < to; entry++) entries.push(entry)
+    this.#start(nodeId, entries, null, {
+      layer: routed.layer,
+      experts: groups.entryExpert.subarray(from, to),
+      counts: groups.entryRows.subarray(from, to),
+      rowIndices: groups.rowIndices.subarray(start, end),
+      rows: routed.rows,
+      outputs: routed.outputs,
+      outputStart: start,
+    })
+  }
+
+  /** Entries whose first call did not do. Their answers come to a buffer of their own, in their own order. */
+  #startAgain(nodeId: string, entries: number[]): void {
+    entries.sort((a, b) => this.#expert(a) - this.#expert(b))
+    // An expert may stand in two entries, of nodes that both failed: a call names it once.
+    const experts: number[] = []
+    const counts: number[] = []
+    let rows = 0
+    for (const entry of entries) {
+      const count = this.#rows(entry)
+      if (experts.at(-1) === this.#expert(entry)) counts[counts.length - 1] = (counts.at(-1) ?? 0) + count
+      else {
+        experts.push(this.#expert(entry))
+        counts.push(count)
+      }
+      rows += count
+    }
+    const rowIndices = new Int32Array(rows)
+    let at = 0
+    for (const entry of entries) {
+      const start = this.groups.rowStart[entry] ?? 0
+      rowIndices.set(this.groups.rowIndices.subarray(start, start + this.#rows(entry)), at)
+      at += this.#rows(entry)
+    }
+    this.#retriedRows += rows
+    const scratch = this.#context.scratch.take(rows)
+    this.#start(nodeId, entries, scratch, {
+      layer: this.routed.layer,
+      experts: Int32Array.from(experts),
+      counts: Int32Array.from(counts),
+      rowIndices,
+      rows: this.routed.rows,
+      outputs: scratch,
+      outputStart: 0,
+    })
+  }
+
+  #start(nodeId: string, entries: readonly number[], scratch: OutputBuffer | null, call: ExpertCall): void {
+    const { clock, latency, health } = this.#context
+    const rows = call.rowIndices.length
+    const startedMs = clock.nowMs()
+    // Nobody waits for a node that is late already.
+    const patienceMs = health.isLate(nodeId) ? 0 : latency.limitMs(call.layer, rows)
+    const attempt: Attempt = { nodeId, entries, rows, startedMs, dueMs: startedMs + patienceMs, isLate: false, scratch }
+    this.#attempts.add(attempt)
+    const transport = this.#context.transport(nodeId)
+    const answer = transport
+      ? transport.call(call, this.#abort.signal)
+      : Promise.reject(new MoeshError('NODE_LOST', `there is no connection to ${nodeId}`))
+    answer.then(
+      (reply) => this.#answered(attempt, reply),
+      (thrown: unknown) => this.#failed(attempt, asMoeshError(thrown)),
+    )
+  }
+
+  #answered(attempt: Attempt, reply: ExpertReply): void {
+    const { clock, latency, health, hidden } = this.#context
+    this.#attempts.delete(attempt)
+    health.markAnswered(attempt.nodeId, attempt.rows)
+    latency.record(attempt.nodeId, this.routed.layer, attempt.rows, Math.max(0, clock.nowMs() - attempt.startedMs))
+    let at = 0
+    for (const entry of attempt.entries) {
+      const rows = this.#rows(entry)
+      if (this.#ended === 'no' && this.doneBy[entry] === null) {
+        if (attempt.scratch) {
+          const from = attempt.scratch.data.subarray(at * hidden, (at + rows) * hidden)
+          this.routed.outputs.data.set(from, (this.groups.rowStart[entry] ?? 0) * hidden)
+        }
+        this.doneBy[entry] = attempt.nodeId
+        this.#waiting.delete(entry)
+        this.#entriesLeft -= 1
+      }
+      at += rows
+    }
+    this.#computeMs = Math.max(this.#computeMs, reply.computeMs)
+    this.#settled(attempt)
+    if (this.#ended === 'no' && this.#entriesLeft === 0) this.#finish('done')
+  }
+
+  #failed(attempt: Attempt, error: MoeshError): void {
+    const { clock, health } = this.#context
+    this.#attempts.delete(attempt)
+    this.#settled(attempt)
+    if (this.#ended !== 'no') return
+    health.countFailure(attempt.nodeId)
+    const refused = error.code === 'EXPERT_NOT_HELD'
+    if (!refused) health.markLate(attempt.nodeId, clock.nowMs(), error.message)
+    this.#context.onFailure(attempt.nodeId, error)
+    for (const entry of attempt.entries) {
+      if (this.doneBy[entry] !== null) continue
+      const trouble = this.#troubleOf(entry)
+      // A node refuses a call for one expert that it does not hold; asked one by one, it may hold the others.
+      if (refused && attempt.entries.length > 1) trouble.refusedBy.add(attempt.nodeId)
+      else trouble.failed.add(attempt.nodeId)
+    }
+    this.#place(attempt.entries.filter((entry) => this.doneBy[entry] === null && !this.#isOnItsWayInTime(entry)))
+    this.#armTimer()
+  }
+
+  #settled(attempt: Attempt): void {
+    if (attempt.scratch) this.#context.scratch.giveBack(attempt.scratch)
+    if (this.#ended !== 'no' && this.#attempts.size === 0) this.#end()
+  }
+
+  /** Sends entries that nobody in time works on to copies that did not fail yet; what has none waits. */
+  #place(entries: readonly number[]): void {
+    const calls: { nodeId: string; entries: number[]; isAlone: boolean }[] = []
+    const stranded: number[] = []
+    for (const entry of entries) {
+      const nodeId = this.#chooseCopy(entry)
+      if (nodeId === null) {
+        this.#waiting.add(entry)
+        stranded.push(entry)
+        continue
+      }
+      this.#waiting.delete(entry)
+      const isAlone = this.#trouble.get(entry)?.refusedBy.has(nodeId) ?? false
+      const together = isAlone ? undefined : calls.find((call) => call.nodeId === nodeId && !call.isAlone)
+      if (together) together.entries.push(entry)
+      else calls.push({ nodeId, entries: [entry], isAlone })
+    }
+    for (const { nodeId, entries: together } of calls) this.#startAgain(nodeId, together)
+    for (const entry of stranded) this.#reportUncovered(entry)
+    if (this.#waiting.size > 0) this.#armRetry()
+  }
+
+  /** A late call's entries go to other copies too; the call itself may still win. */
+  #hedge(attempt: Attempt): void {
+    const calls = new Map<string, number[]>()
+    for (const entry of attempt.entries) {
+      if (this.doneBy[entry] !== null || this.#isOnItsWayInTime(entry)) continue
+      const nodeId = this.#chooseCopy(entry)
+      if (nodeId !== null) calls.set(nodeId, [...(calls.get(nodeId) ?? []), entry])
+      else if (this.#context.clock.nowMs() - attempt.startedMs >= uncoveredAfterMs) this.#reportUncovered(entry)
+    }
+    for (const [nodeId, entries] of calls) this.#startAgain(nodeId, entries)
+  }
+
+  /** A copy that was not tried: the first that answers in time, else one that is late or refused a larger call. */
+  #chooseCopy(entry: number): string | null {
+    const { nodeIds, layers } = this.#context.routes()
+    const layer = layers.get(this.routed.layer)
+    const expert = this.#expert(entry)
+    const trouble = this.#trouble.get(entry)
+    let second: string | null = null
+    const from = layer?.starts[expert] ?? 0
+    const to = layer?.starts[expert + 1] ?? 0
+    for (let copy = from; copy < to; copy++) {
+      // Turned by the expert: the rows of a failed node spread over the others.
+      const nodeId = nodeIds[layer?.nodes[from + ((copy - from + expert) % (to - from))] ?? 0] ?? ''
+      if (trouble?.failed.has(nodeId) || this.#isOnItsWayTo(entry, nodeId)) continue
+      if (!this.#context.health.isLate(nodeId) && !trouble?.refusedBy.has(nodeId)) return nodeId
+      second ??= nodeId
+    }
+    return second
+  }
+
+  #reportUncovered(entry: number): void {
+    const trouble = this.#troubleOf(entry)
+    if (trouble.isReported) return
+    trouble.isReported = true
+    this.#context.onUncovered(this.routed.layer, this.#expert(entry))
+  }
+
+  #checkLate(): void {
+    if (this.#ended !== 'no') return
+    const { clock, health } = this.#context
+    const nowMs = clock.nowMs()
+    for (const attempt of [...this.#attempts]) {
+      if (attempt.dueMs > nowMs) continue
+      if (!attempt.isLate) {
+        attempt.isLate = true
+        const waitedMs = Math.round(nowMs - attempt.startedMs)
+        health.markLate(attempt.nodeId, nowMs, `a call of layer ${this.routed.layer} waits for ${waitedMs} ms`)
+      }
+      // Looked at again only to report what stays uncovered.
+      attempt.dueMs = nowMs < attempt.startedMs + uncoveredAfterMs ? attempt.startedMs + uncoveredAfterMs : Infinity
+      this.#hedge(attempt)
+    }
+    this.#armTimer()
+  }
+
+  /** One timer for all calls of the dispatch: at the first moment when one of them is late. */
+  #armTimer(): void {
+    if (this.#ended !== 'no') return
+    let dueMs = Infinity
+    for (const attempt of this.#attempts) dueMs = Math.min(dueMs, attempt.dueMs)
+    if (this.#timer && this.#timer.dueMs <= dueMs) return
+    this.#timer?.timer.cancel()
+    this.#timer = null
+    if (dueMs < Infinity) this.#setTimer(dueMs, Math.max(0, dueMs - this.#context.clock.nowMs()))
+  }
+
+  #setTimer(dueMs: number, delayMs: number): void {
+    const timer = this.#context.clock.after(delayMs, () => {
+      this.#timer = null
+      const isStalled = this.#context.clock.nowMs() - dueMs > stallMs
+      if (isStalled && !this.#isGraceGiven) {
+        // Answers that came while this thread was busy get their turn before anybody is called late.
+        this.#isGraceGiven = true
+        this.#setTimer(this.#context.clock.nowMs() + 1, 1)
+        return
+      }
+      this.#isGraceGiven = false
+      this.#checkLate()
+    })
+    this.#timer = { dueMs, timer }
+  }
+
+  #armRetry(): void {
+    if (this.#retryTimer) return
+    const delayMs = this.#retryMs
+    this.#retryMs = Math.min(retryLastMs, this.#retryMs * 2)
+    this.#retryTimer = this.#context.clock.after(delayMs, () => {
+      this.#retryTimer = null
+      if (this.#ended !== 'no') return
+      for (const entry of this.#waiting) this.#trouble.get(entry)?.failed.clear()
+      this.#place([...this.#waiting])
+      this.#armTimer()
+    })
+  }
+
+  #finish(how: 'done' | 'cancelled'): void {
+    assert(this.#ended === 'no')
+    this.#ended = how
+    this.#timer?.timer.cancel()
+    this.#retryTimer?.cancel()
+    if (this.#attempts.size === 0) this.#end()
+    else this.#abort.abort()
+  }
+
+  #end(): void {
+    if (this.#ended === 'done') this.#settle?.({ retriedRows: this.#retriedRows, computeMs: this.#computeMs })
+    else this.#fail?.(new MoeshError('CANCELLED', `the dispatch of layer ${this.routed.layer} was given up`))
+  }
+
+  #isOnItsWayInTime(entry: number): boolean {
+    for (const attempt of this.#attempts) if (!attempt.isLate && attempt.entries.includes(entry)) return true
+    return false
+  }
+
+  #isOnItsWayTo(entry: number, nodeId: string): boolean {
+    for (const attempt of this.#attempts) {
+      if (attempt.nodeId === nodeId && attempt.entries.includes(entry)) return true
+    }
+    return false
+  }
+
+  #troubleOf(entry: number): Trouble {
+    let trouble = this.#trouble.get(entry)
+    if (!trouble) {
+      trouble = { failed: new Set(), refusedBy: new Set(), isReported: false }
+      this.#trouble.set(entry, trouble)
+    }
+    return trouble
+  }
+
+  #expert(entry: number): number {
+    return this.groups.entryExpert[entry] ?? 0
+  }
+
+  #rows(entry: number): number {
+    return this.groups.entryRows[entry] ?? 0
+  }
+}
