@@ -1,7 +1,6 @@
 import { createHash } from 'node:crypto'
 import {
   closeSync,
-  copyFileSync,
   existsSync,
   fsyncSync,
   mkdirSync,
@@ -214,9 +213,9 @@ function copyFiles(checkpoint: Checkpoint, packDir: string): Manifest['files'] {
   )
   return names.map((name) => {
     const path = join(packDir, name)
-    copyFileSync(join(directory, name), path + partialSuffix)
+    const content = readFileSync(join(directory, name))
+    writeFileSync(path + partialSuffix, content)
     renameSync(path + partialSuffix, path)
-    const content = readFileSync(path)
     return { name, bytes: content.length, sha256: sha256(content) }
   })
 }

@@ -144,8 +144,7 @@ function int4BlockFit(
     let qq = 0
     for (let i = start; i < end; i++) {
       const w = rows[i] as number
-      let q = w * inverse + rounding - rounding
-      q = q < -8 ? -8 : q > 7 ? 7 : q
+      const q = Math.max(-8, Math.min(7, w * inverse + rounding - rounding))
       wq += w * q
       qq += q * q
     }
@@ -177,5 +176,5 @@ function largestOf(rows: Float32Array, start: number, length: number): number {
 function int4Nibble(rows: Float32Array, i: number, end: number, inverse: number): number {
   if (i >= end) return 8
   const q = (rows[i] as number) * inverse + rounding - rounding
-  return (q < -8 ? -8 : q > 7 ? 7 : q) + 8
+  return Math.max(-8, Math.min(7, q)) + 8
 }
