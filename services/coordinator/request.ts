@@ -79,8 +79,11 @@ export type EngineUsage = {
 
 /** Called on the engine's own turn: must not throw and must not block. */
 export interface EngineSink {
-  /** Once, before any token; entries only where prompt log-probabilities or traces were asked for. */
-  prompt(tokens: TokenOutput[] | null): void
+  /**
+   * Once, before any token; entries only where prompt log-probabilities or traces were asked for. `cachedTokens`: of
+   * the prompt, found in the prefix cache.
+   */
+  prompt(tokens: TokenOutput[] | null, cachedTokens?: number): void
   /** `index`: position in the candidate's output, from 0. */
   token(candidate: number, index: number, token: TokenOutput): void
   finish(candidate: number, reason: FinishReason): void
