@@ -36,8 +36,9 @@ export interface Security {
 }
 
 export type SecurityOptions = {
-  role: Role
-  /** All three or none; a client may give `caFile` alone to servers that ask for no certificate. */
+  /** What this process is; its certificate must say so. Left out by commands that only call others. */
+  role?: Role | undefined
+  /** All three or none. */
   tlsCert?: string | undefined
   tlsKey?: string | undefined
   tlsCa?: string | undefined
@@ -65,7 +66,7 @@ export async function openSecurity(options: SecurityOptions): Promise<Security> 
     now: options.now ?? Date.now,
     everyMs: options.refreshEveryMs ?? 10_000,
   })
-  if (!material.current.roles.has(options.role)) {
+  if (options.role !== undefined && !material.current.roles.has(options.role)) {
     material.close()
     const has = [...material.current.roles].join(', ') || 'none'
     throw new MoeshError(
