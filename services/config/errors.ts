@@ -23,6 +23,9 @@ export const errorCodes = {
   CLIENT_SLOW: { grpc: status.RESOURCE_EXHAUSTED, retry: true },
   SHUTTING_DOWN: { grpc: status.UNAVAILABLE, retry: true },
   CANCELLED: { grpc: status.CANCELLED, retry: false },
+  /** Of the command line: the server said no, or nobody answers. */
+  SERVER_REFUSED: { grpc: status.FAILED_PRECONDITION, retry: false },
+  SERVER_UNREACHABLE: { grpc: status.UNAVAILABLE, retry: true },
   NODE_UNKNOWN: { grpc: status.NOT_FOUND, retry: false },
   NODE_ID_TAKEN: { grpc: status.ALREADY_EXISTS, retry: false },
   NODE_INCOMPATIBLE: { grpc: status.FAILED_PRECONDITION, retry: false },

@@ -1,3 +1,5 @@
+import type { Store } from '../cluster/store.ts'
+
 /**
  * What another coordinator needs to go on with a request: the request with its seed, and the tokens so far. Tokens come
  * in batches, and what is lost with a coordinator is computed again, to the same bits; so nothing waits for the journal,
@@ -26,6 +28,18 @@ export interface Journal {
   /** The stream ended: the entry is kept for some minutes, then forgotten. */
   finish(id: string): Promise<void>
   get(id: string): Promise<JournalEntry | null>
+}
+
+/** Kept in the cluster's store, so that any coordinator can resume. `owner`: this coordinator's id. */
+export function createStoreJournal(store: Store, owner: string, keepMs: number): Journal {
+  return {
+    put: (id, request) => store.journalPut(id, owner, request, keepMs),
+    append: (id, candidate, offset, tokens) => store.journalAppend(id, candidate, offset, tokens, keepMs),
+    countResume: (id) => store.journalResume(id, owner, keepMs),
+    // The store keeps an entry for `keepMs` after its last write, which was just now.
+    finish: async () => {},
+    get: (id) => store.journalGet(id),
+  }
 }
 
 type Kept = JournalEntry & { expiresMs: number }

@@ -514,7 +514,7 @@ describe('the other calls', () => {
     const chat = await client.call('moesh.v1.Inference/Tokenize', {
       chat: { messages: [{ role: 'user', content: 'q' }], continue_final_message: false },
     })
-    expect(chat.rendered).toBe('<user>q{"tools":[],"variables":{}}<assistant>')
+    expect(chat.rendered).toBe('<user>q{"tools":null,"variables":{}}<assistant>')
     expect(Buffer.from(chat.ids).toString()).toBe(chat.rendered)
     await expect(client.call('moesh.v1.Inference/Detokenize', { ids: [1, 999] })).rejects.toMatchObject({
       code: status.INVALID_ARGUMENT,

@@ -13,13 +13,13 @@ export const byteText: TextModel = {
   encode: (text) => [...Buffer.from(text)],
   encodeWithOffsets: (text) => {
     const ids = [...Buffer.from(text)]
-    return { ids, offsets: ids.map((_, index) => index) }
+    return { ids, byteOffsets: ids.map((_, index) => index) }
   },
   decode: (ids, { skipSpecial }) => {
     const text = Buffer.from(ids.filter((id) => id < endOfText)).toString()
     return text + (ids.includes(endOfText) && !skipSpecial ? '<end>' : '')
   },
-  renderChat: (messages, tools, variables, continueFinal) => {
+  renderChat: (messages, tools = null, variables = {}, continueFinal = false) => {
     const turns = messages.map(({ role, content }) => `<${role}>${content}`).join('')
     const extras = JSON.stringify({ tools, variables })
     return continueFinal ? turns : `${turns}${extras}<assistant>`
@@ -187,7 +187,7 @@ export function fakeManifest(change: Partial<Manifest> = {}): Manifest {
     provenance: {},
     generation: { temperature: 0.7, topP: 0.9, topK: null, minP: null, repetitionPenalty: null },
     tokenizer: { tokenizerJson: 'tokenizer.json', tokenizerConfigJson: null },
-    chatTemplate: null,
+    chatTemplate: 'a template',
     files: [],
     tensors: [],
     shards: [],
@@ -202,7 +202,6 @@ export function fakeModel(engine: Engine, change: Partial<ServedModel> = {}): Se
     fingerprint: 'fingerprint-1',
     engine,
     text: byteText,
-    chatTemplate: 'a template',
     ...change,
   }
 }

@@ -207,8 +207,9 @@ export class InferenceService {
     if (bytes > tokenizeBytesMax) {
       throw new MoeshError('INVALID_ARGUMENT', `text: has ${bytes} bytes; at most ${tokenizeBytesMax} are allowed`)
     }
-    const { ids, offsets } = textOf(model, 'text').encodeWithOffsets(text, { special: !message.no_special_tokens })
-    return { ids, offsets, rendered: '' }
+    const tokenizer = textOf(model, 'text')
+    const { ids, byteOffsets } = tokenizer.encodeWithOffsets(text, { special: !message.no_special_tokens })
+    return { ids, offsets: byteOffsets, rendered: '' }
   }
 
   #detokenize(raw: unknown): object {

@@ -1,30 +1,15 @@
 import { MoeshError } from '../../config/errors.ts'
 import { moeLayers } from '../../model/spec.ts'
 import type { Manifest } from '../../pack/manifest.ts'
+import type { TextTokenizer } from '../../tokenizer/tokenizer.ts'
 import type { Engine } from '../request.ts'
 import type { ModelMessage } from './wire.ts'
 
-/** A chat message as templates see it. */
-export type ChatTurn = { role: string; content: string; [key: string]: unknown }
-
-/** What the API needs of a tokenizer. */
-export type TextModel = {
-  encode(text: string, options: { special: boolean }): number[]
-  /** Byte offset in the UTF-8 text at which each token starts. */
-  encodeWithOffsets(text: string, options: { special: boolean }): { ids: number[]; offsets: number[] }
-  decode(ids: readonly number[], options: { skipSpecial: boolean }): string
-  /** Errors: INVALID_ARGUMENT where the model has no template, or the template refuses. */
-  renderChat(
-    messages: readonly ChatTurn[],
-    tools: readonly unknown[],
-    variables: Record<string, unknown>,
-    continueFinal: boolean,
-  ): string
-  createTextStream(options: { skipSpecial: boolean }): TextStream
-}
-
-/** Text of a growing list of tokens: `push` returns what became certain, `flush` what is left at the end. */
-export type TextStream = { push(id: number): string; flush(): string }
+/** What the API needs of a tokenizer; `TextTokenizer` is one. */
+export type TextModel = Pick<
+  TextTokenizer,
+  'encode' | 'encodeWithOffsets' | 'decode' | 'renderChat' | 'createTextStream'
+>
 
 /** A model that this coordinator answers for. */
 export type ServedModel = {
@@ -36,8 +21,6 @@ export type ServedModel = {
   engine: Engine
   /** null: the pack has none, so only token ids go in and out. */
   text: TextModel | null
-  /** The template itself. */
-  chatTemplate: string
 }
 
 /** Grows and shrinks while the process runs: a model is in it while its engine takes requests. */
@@ -69,7 +52,7 @@ export function textOf(model: ServedModel, field: string): TextModel {
   throw new MoeshError('INVALID_ARGUMENT', `${field}: ${model.manifest.name} has no tokenizer`, 'use token ids')
 }
 
-export function describeModel({ manifest, digest, fingerprint, engine, chatTemplate }: ServedModel): ModelMessage {
+export function describeModel({ manifest, digest, fingerprint, engine }: ServedModel): ModelMessage {
   const { spec } = manifest
   const routed = moeLayers(spec)
   return {
@@ -89,6 +72,6 @@ export function describeModel({ manifest, digest, fingerprint, engine, chatTempl
     source: manifest.source,
     fingerprint,
     base: '',
-    chat_template: chatTemplate,
+    chat_template: manifest.chatTemplate ?? '',
   }
 }

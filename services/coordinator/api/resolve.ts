@@ -1,7 +1,8 @@
 import { MoeshError } from '../../config/errors.ts'
 import { promptBytesPerToken, promptLogprobBytesMax } from '../../config/limits.ts'
+import type { ChatMessage } from '../../tokenizer/chat-template.ts'
 import type { EngineRequest, SamplingOptions } from '../request.ts'
-import { type ChatTurn, type ServedModel, textOf } from './models.ts'
+import { type ServedModel, textOf } from './models.ts'
 import type { ChatInput, GenerateRequestMessage } from './wire.ts'
 
 /** A request with everything decided: what the engine runs, and how its tokens become text. Also what is journaled. */
@@ -101,8 +102,8 @@ function inputIds(message: GenerateRequestMessage, model: ServedModel): number[]
 /** Templates write their special tokens themselves, so none are added when the rendered text is tokenized. */
 export function chatIds(chat: ChatInput, model: ServedModel): { ids: number[]; rendered: string } {
   const text = textOf(model, 'chat')
-  const turns = chat.messages.map((message): ChatTurn => {
-    const turn: ChatTurn = { role: message.role, content: message.content }
+  const turns = chat.messages.map((message): ChatMessage => {
+    const turn: ChatMessage = { role: message.role, content: message.content }
     if (message.name !== '') turn.name = message.name
     if (message.tool_call_id !== '') turn.tool_call_id = message.tool_call_id
     if (message.tool_calls_json.length > 0) turn.tool_calls = message.tool_calls_json
@@ -113,7 +114,8 @@ export function chatIds(chat: ChatInput, model: ServedModel): { ids: number[]; r
   if (chat.continue_final_message && last?.role !== 'assistant') {
     throw invalid('chat.continue_final_message', 'needs a last message with the role "assistant"')
   }
-  const rendered = text.renderChat(turns, chat.tools_json, chat.template_kwargs_json, chat.continue_final_message)
+  const tools = chat.tools_json.length > 0 ? chat.tools_json : null
+  const rendered = text.renderChat(turns, tools, chat.template_kwargs_json, chat.continue_final_message)
   checkTextBytes('chat', rendered, model)
   return { ids: text.encode(rendered, { special: false }), rendered }
 }
