@@ -4,10 +4,15 @@ import type { ExpertCall, ExpertReply } from '../../services/dispatch/transport.
 import type { ExpertHost, ShardId, ShardSource } from '../../services/expert/host.ts'
 
 /** What the fake experts make of a row: exact in f32, and different for every byte and scale that got lost. */
-export function fakeOutput(layer: number, expert: number, row: Uint8Array, scale: number, column: number): number {
+export function fakeOutput(layer: number, expert: number, sum: number, scale: number, column: number): number {
+  return sum * 16 + scale + layer * 0.25 + expert * 2 ** 20 + column
+}
+
+/** Of a row's bytes, in their order. */
+export function checksum(row: Uint8Array): number {
   let sum = 0
   for (let i = 0; i < row.length; i++) sum = (sum * 3 + (row[i] ?? 0)) % 65521
-  return sum * 16 + scale + layer * 0.25 + expert * 2 ** 20 + column
+  return sum
 }
 
 /** A host whose experts need no weights; the test decides when a call is computed. */
@@ -81,10 +86,10 @@ export class FakeHost implements ExpertHost {
     call.experts.forEach((expert, index) => {
       for (let i = 0; i < (call.counts[index] ?? 0); i++) {
         const row = call.rowIndices[at] ?? -1
-        const values = call.rows.data.subarray(row * bytes, (row + 1) * bytes)
+        const sum = checksum(call.rows.data.subarray(row * bytes, (row + 1) * bytes))
         const scale = hasScale(this.encoding) ? (call.rows.scales[row] ?? Number.NaN) : 0
         for (let column = 0; column < this.hidden; column++) {
-          const value = fakeOutput(call.layer, expert, values, scale, column)
+          const value = fakeOutput(call.layer, expert, sum, scale, column)
           call.outputs.data[(call.outputStart + at) * this.hidden + column] = value
         }
         at += 1

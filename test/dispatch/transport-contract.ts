@@ -4,7 +4,7 @@ import { createOutputBuffer, createRowBuffer, hasScale, rowBytes, rowEncoding } 
 import type { ExpertCall, ExpertTransport } from '../../services/dispatch/transport.ts'
 import type { WeightFormat } from '../../services/model/format.ts'
 import type { ModelSpec } from '../../services/model/spec.ts'
-import { FakeHost, fakeOutput } from './fake-host.ts'
+import { checksum, FakeHost, fakeOutput } from './fake-host.ts'
 
 export const modelHidden = 6
 export const modelLayers = 2
@@ -78,12 +78,12 @@ export function expectedOutputs(format: WeightFormat, call: ExpertCall): Float32
   call.experts.forEach((expert, index) => {
     for (let i = 0; i < (call.counts[index] ?? 0); i++) {
       const row = call.rowIndices[at] ?? 0
-      const values = call.rows.data.subarray(row * bytes, (row + 1) * bytes)
+      const sum = checksum(call.rows.data.subarray(row * bytes, (row + 1) * bytes))
       for (let column = 0; column < modelHidden; column++) {
         expected[(call.outputStart + at) * modelHidden + column] = fakeOutput(
           call.layer,
           expert,
-          values,
+          sum,
           call.rows.scales[row] ?? 0,
           column,
         )
