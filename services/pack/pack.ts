@@ -25,7 +25,7 @@ import { OutputFile } from './output-file.ts'
 import { type PlannedFile, planPack } from './plan.ts'
 import { manifestName, openPack } from './reader.ts'
 import { packTool } from './tool.ts'
-import { UnitWriter } from './unit-writer.ts'
+import { type PackMemory, UnitWriter } from './unit-writer.ts'
 
 export type PackProgress = { bytesDone: number; bytesTotal: number }
 
@@ -36,6 +36,8 @@ export type PackOptions = {
   /** Called often, at most once for a few megabytes; what was resumed counts as done. */
   onProgress?: (progress: PackProgress) => void
   signal?: AbortSignal
+  /** Less is slower; the pack's bytes are the same. */
+  memory?: PackMemory
 }
 
 export type PackResult = {
@@ -118,7 +120,7 @@ async function writePack(checkpoint: Checkpoint, packDir: string, options: PackO
       throw new MoeshError('CANCELLED', `packing ${packDir} was interrupted`, 'pack again: it goes on from here')
     onProgress?.({ bytesTotal, bytesDone: progress.bytesDone + (current?.position ?? 0) })
   }
-  const writer = new UnitWriter(checkpoint, format, onChunk)
+  const writer = new UnitWriter(checkpoint, format, onChunk, options.memory)
   const files: Manifest['files'] = []
   const digests: string[][] = []
   let bytesResumed = 0

@@ -8,13 +8,17 @@ import type { OutputFile } from './output-file.ts'
 import type { PlannedPart, PlannedUnit } from './plan.ts'
 import { int8Scales, quantiseInt4, quantiseInt8, transposeRows } from './quantise.ts'
 
-/** Elements read from a checkpoint at once: 16 MiB as f32. */
-const chunkElements = 4 * 1024 * 1024
-/**
- * Bytes of a turned matrix that are held at once. A matrix beyond it is made in strips of inputs, and its source read
- * once a strip; most experts fit whole.
- */
-const stripBytes = 128 * 1024 * 1024
+/** What packing may hold at once. The bytes of a pack do not depend on it. */
+export type PackMemory = {
+  /** Elements read from a checkpoint at once, as f32. */
+  chunkElements: number
+  /**
+   * Bytes of a turned matrix. A matrix beyond it is made in strips of inputs, and its source read once a strip; most
+   * experts fit whole.
+   */
+  stripBytes: number
+}
+export const defaultPackMemory: PackMemory = { chunkElements: 4 * 1024 * 1024, stripBytes: 128 * 1024 * 1024 }
 
 /**
  * Writes the units of a pack: reads their tensors in chunks, turns and quantises them. Memory is one chunk, one strip
@@ -25,13 +29,15 @@ export class UnitWriter {
   readonly #format: WeightFormat
   /** Called often: after each chunk that was read, and each that was written. Throws to stop. */
   readonly #onChunk: () => void
+  readonly #memory: PackMemory
   #chunk = new Float32Array(0)
   #strip = new Uint8Array(0)
 
-  constructor(checkpoint: Checkpoint, format: WeightFormat, onChunk: () => void) {
+  constructor(checkpoint: Checkpoint, format: WeightFormat, onChunk: () => void, memory = defaultPackMemory) {
     this.#checkpoint = checkpoint
     this.#format = format
     this.#onChunk = onChunk
+    this.#memory = memory
   }
 
   /** Throws CHECKPOINT_INVALID or MODEL_UNSUPPORTED, naming the tensor. */
@@ -78,7 +84,7 @@ export class UnitWriter {
   async #turned(rows: MatrixRows, part: PlannedPart, file: OutputFile): Promise<void> {
     const { inputs, outputs } = rows
     file.padTo(part.offset)
-    for (const { from, to } of strips(inputs, outputs * 4)) {
+    for (const { from, to } of strips(inputs, outputs * 4, this.#memory.stripBytes)) {
       const strip = this.#stripOf((to - from) * outputs * 4)
       const floats = new Float32Array(strip.buffer, 0, (to - from) * outputs)
       for await (const { chunk, start, count } of this.#chunks(rows)) {
@@ -93,7 +99,7 @@ export class UnitWriter {
     const { inputs, outputs } = rows
     const scales = new Float32Array(outputs)
     file.padTo(q.offset)
-    for (const { from, to } of strips(inputs, outputs)) {
+    for (const { from, to } of strips(inputs, outputs, this.#memory.stripBytes)) {
       const strip = this.#stripOf((to - from) * outputs)
       const bytes = new Int8Array(strip.buffer, 0, strip.length)
       for await (const { chunk, start, count } of this.#chunks(rows)) {
@@ -127,7 +133,7 @@ export class UnitWriter {
     const tensor = this.#checkpoint.weights.tensor(name, shape)
     file.padTo(part.offset)
     for (let done = 0; done < part.bytes; ) {
-      const chunk = this.#stripOf(Math.min(chunkElements * 4, part.bytes - done))
+      const chunk = this.#stripOf(Math.min(this.#memory.chunkElements * 4, part.bytes - done))
       tensor.file.readAt(chunk, tensor.offset + done)
       file.write(chunk)
       done += chunk.length
@@ -148,7 +154,7 @@ export class UnitWriter {
   }
 
   async *#chunks(rows: MatrixRows): AsyncGenerator<{ chunk: Float32Array; start: number; count: number }> {
-    const rowsMax = Math.max(1, Math.floor(chunkElements / rows.inputs))
+    const rowsMax = Math.max(1, Math.floor(this.#memory.chunkElements / rows.inputs))
     for (let start = 0; start < rows.outputs; start += rowsMax) {
       const count = Math.min(rowsMax, rows.outputs - start)
       if (this.#chunk.length < count * rows.inputs) this.#chunk = new Float32Array(count * rows.inputs)
@@ -159,8 +165,9 @@ export class UnitWriter {
   }
 
   async #flush(strip: Uint8Array, file: OutputFile): Promise<void> {
-    for (let done = 0; done < strip.length; done += chunkElements * 4) {
-      file.write(strip.subarray(done, done + chunkElements * 4))
+    const step = this.#memory.chunkElements * 4
+    for (let done = 0; done < strip.length; done += step) {
+      file.write(strip.subarray(done, done + step))
       await this.#turn()
     }
   }
@@ -177,7 +184,7 @@ export class UnitWriter {
   }
 }
 
-function strips(inputs: number, inputBytes: number): { from: number; to: number }[] {
+function strips(inputs: number, inputBytes: number, stripBytes: number): { from: number; to: number }[] {
   const size = Math.max(1, Math.floor(stripBytes / inputBytes))
   return Array.from({ length: Math.ceil(inputs / size) }, (_, index) => ({
     from: index * size,
