@@ -45,9 +45,13 @@ function reserveRows(rows: number): void {
   if (rows <= gatherCapacity) return
   gatherCapacity = Math.max(rows, gatherCapacity * 2, 64)
   const bytes = new ArrayBuffer(gatherCapacity * encodedBytes)
+  const before = gathered
+  const scalesBefore = gatheredScales
   gathered = new Uint8Array(bytes)
+  gathered.set(before)
   gatheredF32 = encoding === 'f32' ? new Float32Array(bytes) : new Float32Array(0)
   gatheredScales = new Float32Array(scaled ? gatherCapacity : 0)
+  gatheredScales.set(scalesBefore)
 }
 
 function moeLayer(layer: number) {
@@ -123,6 +127,15 @@ function unload(layer: number, experts: readonly number[]): void {
 }
 
 /**
+ * Rows of one run of a session. A long prompt's rows go in several, which bounds what a run takes beside the weights
+ * and keeps its intermediate values in the caches.
+ */
+const runRowsMax = 1024
+
+/** Outputs `from` … of a run belong to `count` rows of the shared outputs from `to` on. */
+type Segment = { from: number; to: number; count: number }
+
+/**
  * Runs the posted job. The rows of expert i of the job are `counts[i]` consecutive entries of its row indices, and of
  * its outputs. Experts of other ranks are passed over.
  */
@@ -134,11 +147,85 @@ function compute(): void {
   assert(rows !== undefined)
   assert(outputs !== undefined)
   const padTo = Math.max(rowMultiple(format, hidden), rowMultiple(format, moeLayer(layer).inner))
-  const outputStart = job[jobHeader.outputStart] ?? 0
   let computed = 0
   for (const group of groups.get(layer) ?? []) {
-    const taken = gather(group, experts, rows, padTo)
-    if (taken === 0) continue
+    const run = new GroupRun(group, rows, outputs, padTo)
+    let index = 0
+    let before = 0
+    for (const [member, id] of group.experts.entries()) {
+      while (index < experts && (job[jobHeader.size + index] ?? 0) < id) before += countOf(experts, index++)
+      if (index >= experts || job[jobHeader.size + index] !== id) continue
+      run.add(
+        member,
+        jobHeader.size + 2 * experts + before,
+        (job[jobHeader.outputStart] ?? 0) + before,
+        countOf(experts, index),
+      )
+    }
+    computed += run.finish()
+  }
+  assert.equal(computed, job[jobHeader.rowsHere], `layer ${layer}: rows computed and rows asked for`)
+}
+
+function countOf(experts: number, index: number): number {
+  return job[jobHeader.size + experts + index] ?? 0
+}
+
+/** Gathers a group's rows, sorted by expert, each expert's count padded, and runs them whenever there are enough. */
+class GroupRun {
+  readonly #group: Group
+  readonly #rows: RowBuffer
+  readonly #outputs: OutputBuffer
+  readonly #padTo: number
+  #taken = 0
+  #computed = 0
+  #segments: Segment[] = []
+
+  constructor(group: Group, rows: RowBuffer, outputs: OutputBuffer, padTo: number) {
+    this.#group = group
+    this.#rows = rows
+    this.#outputs = outputs
+    this.#padTo = padTo
+    group.counts.fill(0n)
+  }
+
+  /** `count` rows of a member, whose indices stand in the job from `indicesAt` on. */
+  add(member: number, indicesAt: number, outputAt: number, count: number): void {
+    for (let done = 0; done < count; ) {
+      if (this.#taken >= runRowsMax) this.#run()
+      const part = Math.min(count - done, runRowsMax - this.#taken)
+      this.#gather(member, indicesAt + done, part)
+      this.#segments.push({ from: this.#taken - Number(this.#group.counts[member]), to: outputAt + done, count: part })
+      done += part
+      // An expert's rows are one piece of a run.
+      if (done < count) this.#run()
+    }
+  }
+
+  /** Runs what is left; returns the rows computed in all. */
+  finish(): number {
+    this.#run()
+    return this.#computed
+  }
+
+  #gather(member: number, indicesAt: number, count: number): void {
+    const padded = Math.ceil(count / this.#padTo) * this.#padTo
+    const { data, scales } = this.#rows
+    reserveRows(this.#taken + padded)
+    for (let i = 0; i < padded; i++) {
+      const row = job[indicesAt + Math.min(i, count - 1)] ?? 0
+      const at = this.#taken + i
+      gathered.set(data.subarray(row * encodedBytes, (row + 1) * encodedBytes), at * encodedBytes)
+      if (scaled) gatheredScales[at] = scales[row] ?? 0
+    }
+    this.#group.counts[member] = BigInt(padded)
+    this.#taken += padded
+  }
+
+  #run(): void {
+    const taken = this.#taken
+    if (taken === 0) return
+    const { session, counts } = this.#group
     const feeds: Record<string, Feed> = {
       rows:
         encoding === 'f32'
@@ -149,67 +236,21 @@ function compute(): void {
               data: gathered.subarray(0, taken * encodedBytes),
               location: 'cpu',
             },
-      counts: { dims: [group.counts.length], type: 'int64', data: group.counts, location: 'cpu' },
+      counts: { dims: [counts.length], type: 'int64', data: counts, location: 'cpu' },
     }
     if (scaled) {
       feeds.scales = { dims: [taken, 1], type: 'float32', data: gatheredScales.subarray(0, taken), location: 'cpu' }
     }
-    const y = group.session.run(feeds).y?.data
+    const y = session.run(feeds).y?.data
     assert(y instanceof Float32Array)
-    computed += scatter(group, experts, y, outputs.data, outputStart)
-  }
-  assert.equal(computed, job[jobHeader.rowsHere], `layer ${layer}: rows computed and rows asked for`)
-}
-
-/** Copies the rows of the group's experts, sorted by expert, each expert's count padded; returns the rows taken. */
-function gather(group: Group, experts: number, rows: RowBuffer, padTo: number): number {
-  const idsAt = jobHeader.size
-  const countsAt = idsAt + experts
-  const indicesAt = countsAt + experts
-  reserveRows((job[jobHeader.rows] ?? 0) + experts)
-  const { data, scales } = rows
-  let taken = 0
-  let index = 0
-  let from = indicesAt
-  for (let member = 0; member < group.experts.length; member++) {
-    const id = group.experts[member] ?? -1
-    while (index < experts && (job[idsAt + index] ?? 0) < id) {
-      from += job[countsAt + index] ?? 0
-      index++
+    for (const { from, to, count } of this.#segments) {
+      this.#outputs.data.set(y.subarray(from * hidden, (from + count) * hidden), to * hidden)
+      this.#computed += count
     }
-    const count = index < experts && job[idsAt + index] === id ? (job[countsAt + index] ?? 0) : 0
-    const padded = Math.ceil(count / padTo) * padTo
-    group.counts[member] = BigInt(padded)
-    for (let i = 0; i < padded; i++) {
-      const row = job[from + Math.min(i, count - 1)] ?? 0
-      gathered.set(data.subarray(row * encodedBytes, (row + 1) * encodedBytes), taken * encodedBytes)
-      if (scaled) gatheredScales[taken] = scales[row] ?? 0
-      taken++
-    }
+    this.#segments = []
+    this.#taken = 0
+    counts.fill(0n)
   }
-  return taken
-}
-
-/** Puts the group's outputs in their places; returns their number. */
-function scatter(group: Group, experts: number, y: Float32Array, outputs: Float32Array, outputStart: number): number {
-  const idsAt = jobHeader.size
-  const countsAt = idsAt + experts
-  let index = 0
-  let output = outputStart
-  let source = 0
-  let rows = 0
-  for (let member = 0; member < group.experts.length; member++) {
-    const id = group.experts[member] ?? -1
-    while (index < experts && (job[idsAt + index] ?? 0) < id) {
-      output += job[countsAt + index] ?? 0
-      index++
-    }
-    const count = index < experts && job[idsAt + index] === id ? (job[countsAt + index] ?? 0) : 0
-    if (count > 0) outputs.set(y.subarray(source * hidden, (source + count) * hidden), output * hidden)
-    source += Number(group.counts[member] ?? 0n)
-    rows += count
-  }
-  return rows
 }
 
 /** Loading and unloading, which wait while there are rows to compute. */

@@ -1,10 +1,16 @@
 import type { Attribute, OnnxNode, OnnxValue, TensorType } from './onnx.ts'
 import { microsoft } from './onnx.ts'
 
-/** Weights that a session reads from a file where they already have the right layout, or from memory. */
+/**
+ * Where a weight's bytes lie: in memory, in a file where they already have the right layout, or in pieces of files that
+ * are put together row by row: row r is the pieces' `bytes` at `offset + r * stride`, one behind the other.
+ */
 export type WeightSource =
   | { kind: 'bytes'; bytes: Uint8Array }
   | { kind: 'file'; path: string; offset: number; bytes: number }
+  | { kind: 'rows'; rows: number; pieces: readonly FilePiece[] }
+
+export type FilePiece = { path: string; offset: number; stride: number; bytes: number }
 
 export type Weight = { type: TensorType; shape: readonly number[]; source: WeightSource }
 

@@ -12,7 +12,7 @@ import {
 import { createRequire } from 'node:module'
 import { join } from 'node:path'
 import { MoeshError } from '../config/errors.ts'
-import type { Graph, Weight } from '../graph/graph.ts'
+import type { FilePiece, Graph, Weight } from '../graph/graph.ts'
 import { encodeModel, type OnnxTensor } from '../graph/onnx.ts'
 
 /**
@@ -162,8 +162,9 @@ class StagedFiles {
     if (source.kind === 'file') {
       const name = this.#link(source.path)
       if (name !== null) return { kind: 'file', name, offset: source.offset, bytes: source.bytes }
-      return this.#copy(source.path, source.offset, source.bytes)
+      return this.#copy(1, [{ path: source.path, offset: source.offset, stride: 0, bytes: source.bytes }])
     }
+    if (source.kind === 'rows') return this.#copy(source.rows, source.pieces)
     if (source.bytes.byteLength <= inlineBytesMax) return { kind: 'inline', bytes: source.bytes }
     const { fd, offset } = this.#reserve(source.bytes.byteLength)
     writeAll(fd, source.bytes, offset)
@@ -189,19 +190,23 @@ class StagedFiles {
     return linked
   }
 
-  #copy(path: string, from: number, bytes: number): OnnxTensor['data'] {
+  /** From file to file through a small buffer: weights never lie in our own memory. */
+  #copy(rows: number, pieces: readonly FilePiece[]): OnnxTensor['data'] {
+    const bytes = rows * pieces.reduce((sum, piece) => sum + piece.bytes, 0)
     const { fd, offset } = this.#reserve(bytes)
-    const source = openSync(path, 'r')
+    const sources = new Map<string, number>()
+    const out = new BufferedWriter(fd, offset)
     try {
-      const chunk = Buffer.allocUnsafe(Math.min(bytes, copyChunkBytes))
-      for (let done = 0; done < bytes; ) {
-        const count = readSync(source, chunk, 0, Math.min(chunk.byteLength, bytes - done), from + done)
-        if (count === 0) throw new MoeshError('PACK_INVALID', `${path} ends before byte ${from + bytes}`, 'pack again')
-        writeAll(fd, chunk.subarray(0, count), offset + done)
-        done += count
+      for (const { path } of pieces) if (!sources.has(path)) sources.set(path, openSync(path, 'r'))
+      for (let row = 0; row < rows; row++) {
+        for (const piece of pieces) {
+          const source = sources.get(piece.path)
+          if (source !== undefined) out.copy(source, piece.path, piece.offset + row * piece.stride, piece.bytes)
+        }
       }
+      out.flush()
     } finally {
-      closeSync(source)
+      for (const source of sources.values()) closeSync(source)
     }
     return { kind: 'file', name: 'weights.bin', offset, bytes }
   }
@@ -211,6 +216,35 @@ class StagedFiles {
     const offset = this.#own.bytes
     this.#own.bytes += Math.ceil(bytes / alignment) * alignment
     return { fd: this.#own.fd, offset }
+  }
+}
+
+class BufferedWriter {
+  readonly #fd: number
+  readonly #buffer = Buffer.allocUnsafe(copyChunkBytes)
+  #position: number
+  #filled = 0
+
+  constructor(fd: number, position: number) {
+    this.#fd = fd
+    this.#position = position
+  }
+
+  copy(source: number, path: string, from: number, bytes: number): void {
+    for (let done = 0; done < bytes; ) {
+      if (this.#filled === this.#buffer.byteLength) this.flush()
+      const room = Math.min(bytes - done, this.#buffer.byteLength - this.#filled)
+      const count = readSync(source, this.#buffer, this.#filled, room, from + done)
+      if (count === 0) throw new MoeshError('PACK_INVALID', `${path} ends before byte ${from + bytes}`, 'pack again')
+      this.#filled += count
+      done += count
+    }
+  }
+
+  flush(): void {
+    writeAll(this.#fd, this.#buffer.subarray(0, this.#filled), this.#position)
+    this.#position += this.#filled
+    this.#filled = 0
   }
 }
 

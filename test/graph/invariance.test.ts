@@ -1,4 +1,4 @@
-import { mkdtempSync, rmSync } from 'node:fs'
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
@@ -20,17 +20,26 @@ beforeAll(() => {
 })
 afterAll(() => rmSync(stageDir, { recursive: true, force: true }))
 
-/** Tensors `w.PART` of a random linear layer. */
+/** Tensors `w.PART` of a random linear layer, in a file. */
 function randomLinear(format: WeightFormat, inputs: number, outputs: number, seed: number): TensorSource {
-  const tensors = new Map<string, Uint8Array>()
+  const path = join(stageDir, `${format}-${inputs}-${outputs}-${seed}.bin`)
+  const pieces: Uint8Array[] = []
+  const offsets = new Map<string, number>()
+  let offset = 0
   for (const part of linearParts(format, inputs, outputs)) {
     const bytes =
       part.dtype === 'f32'
         ? new Uint8Array(randomFloats(partBytes(part) / 4, part.name === 'scale' ? 0.002 : 0.1, seed).buffer)
         : randomBytes(partBytes(part), seed + 1)
-    tensors.set(`w.${part.name}`, bytes)
+    pieces.push(bytes)
+    offsets.set(`w.${part.name}`, offset)
+    offset += bytes.byteLength
   }
-  return { readTensor: (name) => tensors.get(name) ?? new Uint8Array(0) }
+  writeFileSync(path, Buffer.concat(pieces))
+  return {
+    locate: (name) => ({ path, offset: offsets.get(name) ?? Number.NaN }),
+    readTensor: () => new Uint8Array(0),
+  }
 }
 
 const whole = (source: TensorSource, format: WeightFormat, inputs: number, outputs: number, from = 0, to = outputs) =>

@@ -5,7 +5,9 @@ import type { Range } from './cut.ts'
 
 /** The tensors of a pack, by their names there. */
 export interface TensorSource {
-  /** The whole tensor's bytes. */
+  /** Where a tensor lies. */
+  locate(name: string): { path: string; offset: number }
+  /** The whole tensor's bytes: for small ones. */
   readTensor(name: string): Uint8Array
 }
 
@@ -24,20 +26,18 @@ export function readColumns(
     // [inputs, outputs] are cut along rows of bytes; everything else has its outputs first and is cut in one piece.
     const rows = part.name === 'w' || (part.name === 'q' && format !== 'int4') ? inputs : 1
     const elementBytes = bytesPerOutput(part.name, format, inputs)
-    const bytes = new Uint8Array(rows * outputs * elementBytes)
-    let column = 0
-    for (const { tensor, outputs: whole, range } of columns) {
-      const from = source.readTensor(`${tensor}.${part.name}`)
-      const width = (range.to - range.from) * elementBytes
-      for (let row = 0; row < rows; row++) {
-        const start = (row * whole + range.from) * elementBytes
-        bytes.set(from.subarray(start, start + width), (row * outputs + column) * elementBytes)
+    const pieces = columns.map(({ tensor, outputs: whole, range }) => {
+      const { path, offset } = source.locate(`${tensor}.${part.name}`)
+      return {
+        path,
+        offset: offset + range.from * elementBytes,
+        stride: whole * elementBytes,
+        bytes: (range.to - range.from) * elementBytes,
       }
-      column += range.to - range.from
-    }
+    })
     const type = part.dtype
     if (type !== 'f32' && type !== 'i8' && type !== 'u8') throw new Error(`linear part of type ${type}`)
-    weights.parts[part.name] = { type, shape: part.shape, source: { kind: 'bytes', bytes } }
+    weights.parts[part.name] = { type, shape: part.shape, source: { kind: 'rows', rows, pieces } }
   }
   if (columns.some(({ bias }) => bias !== null)) weights.bias = readBias(source, columns, outputs)
   return weights

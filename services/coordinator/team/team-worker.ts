@@ -25,7 +25,13 @@ const barrier = new Barrier(control, controlWords.barrier, threads)
 const forward = new Forward({
   spec,
   format,
-  source: pack,
+  source: {
+    locate: (name) => {
+      const { file, offset } = pack.tensor(name)
+      return { path: join(packDir, file), offset }
+    },
+    readTensor: (name) => pack.readTensor(name),
+  },
   embedding: { path: join(packDir, embedding.file), offset: embedding.offset, dtype: embedding.dtype },
   thread,
   threads,
