@@ -1,6 +1,5 @@
 import { createHash } from 'node:crypto'
 import { closeSync, constants, fstatSync, fsyncSync, ftruncateSync, openSync, readSync, writeSync } from 'node:fs'
-import { MoeshError } from '../config/errors.ts'
 import type { PlannedUnit } from './plan.ts'
 
 const zeros = new Uint8Array(64 * 1024)
@@ -68,26 +67,11 @@ export class OutputFile {
 
   write(bytes: Uint8Array): void {
     for (let done = 0; done < bytes.length; ) {
-      done += this.#writeSome(bytes, done)
+      done += writeSync(this.#fd, bytes, done, bytes.length - done, this.#position + done)
     }
     this.#file.update(bytes)
     this.#unit.update(bytes)
     this.#position += bytes.length
-  }
-
-  #writeSome(bytes: Uint8Array, done: number): number {
-    try {
-      return writeSync(this.#fd, bytes, done, bytes.length - done, this.#position + done)
-    } catch (cause) {
-      throw new MoeshError(
-        'PACK_INVALID',
-        `writing ${this.path} failed`,
-        'make room, then pack again: it goes on from here',
-        {
-          cause,
-        },
-      )
-    }
   }
 
   /** The unit's digest. */

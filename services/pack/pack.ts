@@ -56,7 +56,7 @@ export type PackResult = {
  * Converts a checkpoint to a pack. Everything is written to `NAME.partial`, renamed when whole, and the manifest comes
  * last, so an interrupted pack is never taken for a finished one; the next call goes on with it. Memory stays bounded,
  * and the same checkpoint gives the same bytes on every machine. Throws CHECKPOINT_INVALID and MODEL_UNSUPPORTED for
- * the checkpoint, PACK_INVALID for the directory, CANCELLED by the signal.
+ * the checkpoint, PACK_INVALID and FILE_UNWRITABLE for the directory, CANCELLED by the signal.
  */
 export async function packCheckpoint(
   checkpointDir: string,
@@ -75,6 +75,10 @@ export async function packCheckpoint(
     } finally {
       unlock()
     }
+  } catch (error) {
+    if (!(error instanceof Error && 'syscall' in error)) throw error
+    const hint = 'check its place and permissions, then pack again: it goes on from here'
+    throw new MoeshError('FILE_UNWRITABLE', `packing into ${packDir} failed: ${error.message}`, hint, { cause: error })
   } finally {
     checkpoint.close()
   }

@@ -441,6 +441,15 @@ describe('where packing refuses to start', () => {
     expect(await packCheckpoint(golden('olmoe'), dir, { format: 'int8' })).toMatchObject({ wasFinished: true, digest })
   })
 
+  test('a place where nothing can be written', async () => {
+    const file = newDir()
+    writeFileSync(file, '')
+    await expect(packCheckpoint(golden('llama'), join(file, 'pack'), { format: 'f32' })).rejects.toMatchObject({
+      code: 'FILE_UNWRITABLE',
+      message: expect.stringMatching(/packing into .* failed: ENOTDIR/),
+    })
+  })
+
   test('the checkpoint itself', async () => {
     const dir = newDir()
     cpSync(golden('llama'), dir, { recursive: true })
