@@ -35,6 +35,8 @@ export const errorCodes = {
   MEMORY_EXHAUSTED: { grpc: status.RESOURCE_EXHAUSTED, retry: true },
   STORE_UNREACHABLE: { grpc: status.UNAVAILABLE, retry: true },
   NOT_LEADER: { grpc: status.FAILED_PRECONDITION, retry: true },
+  FILE_UNREADABLE: { grpc: status.FAILED_PRECONDITION, retry: false },
+  FILE_UNWRITABLE: { grpc: status.FAILED_PRECONDITION, retry: false },
   ADDRESS_UNAVAILABLE: { grpc: status.FAILED_PRECONDITION, retry: false },
   KUBERNETES_UNREACHABLE: { grpc: status.UNAVAILABLE, retry: true },
   TLS_INVALID: { grpc: status.FAILED_PRECONDITION, retry: false },
