@@ -92,7 +92,7 @@ export function quantiseInt8(
  * Steps of a block's scale to try, as the integer (from zero) that its largest weight falls on: 8 uses the whole range
  * -8 … 7, 7 is symmetric, above 8 the largest weight is cut so that the others are finer.
  */
-const int4Steps = [8, 7, 7.5, 8.5, 9.2, 10]
+const int4Steps = [8, 7, 8.6, 9.6]
 
 /**
  * `count` rows [inputs] to nibbles [count, blocks, block / 2] (low first, zero point 8) and scales [count, blocks] at
@@ -119,6 +119,9 @@ export function quantiseInt4(
   }
 }
 
+/** Lifts what the largest step can give above zero, where cutting off the fraction rounds to the nearest. */
+const aboveZero = 16.5
+
 /** Quantises one block; returns its scale. */
 function int4BlockFit(
   rows: Float32Array,
@@ -144,7 +147,7 @@ function int4BlockFit(
     let qq = 0
     for (let i = start; i < end; i++) {
       const w = rows[i] as number
-      const q = Math.max(-8, Math.min(7, w * inverse + rounding - rounding))
+      const q = Math.max(-8, Math.min(7, ((w * inverse + aboveZero) | 0) - 16))
       wq += w * q
       qq += q * q
     }
@@ -175,6 +178,6 @@ function largestOf(rows: Float32Array, start: number, length: number): number {
 
 function int4Nibble(rows: Float32Array, i: number, end: number, inverse: number): number {
   if (i >= end) return 8
-  const q = (rows[i] as number) * inverse + rounding - rounding
+  const q = (((rows[i] as number) * inverse + aboveZero) | 0) - 16
   return Math.max(-8, Math.min(7, q)) + 8
 }
