@@ -78,11 +78,6 @@ export async function runStatus(options: OptionsOf<'status'>, signal: AbortSigna
 
 /** For people. */
 export function renderStatus(status: StatusDocument): string {
-  const { store } = status
-  const storeText =
-    store === null
-      ? 'unknown'
-      : `${store.kind}, ${store.reachable ? `${milliseconds(store.round_trip_seconds)} a round trip` : 'not reachable'}`
   const copies =
     status.uncovered > 0
       ? `${status.uncovered} experts have no live copy`
@@ -90,7 +85,10 @@ export function renderStatus(status: StatusDocument): string {
         ? `every expert lives; ${status.under_replicated} have fewer than ${status.min_replicas} copies`
         : `every expert has at least ${status.min_replicas} live ${status.min_replicas === 1 ? 'copy' : 'copies'}`
   const head = [
-    ['cluster', `${status.cluster}, epoch ${status.epoch}, leader ${status.leader || 'none'}, store ${storeText}`],
+    [
+      'cluster',
+      `${status.cluster}, epoch ${status.epoch}, leader ${status.leader || 'none'}, store ${storeText(status)}`,
+    ],
     [
       'model',
       `${status.model || 'none'}${status.model_digest === '' ? '' : `, digest ${status.model_digest.slice(0, 16)}`}`,
@@ -102,6 +100,12 @@ export function renderStatus(status: StatusDocument): string {
     ],
   ]
   return `${table(head)}\n${nodesTable(status)}${expertsTable(status)}`
+}
+
+function storeText({ store }: StatusDocument): string {
+  if (store === null) return 'unknown'
+  if (store.kind === 'memory') return 'in memory'
+  return `${store.kind}, ${store.reachable ? `${milliseconds(store.round_trip_seconds)} a round trip` : 'not reachable'}`
 }
 
 function nodesTable({ nodes }: StatusDocument): string {
