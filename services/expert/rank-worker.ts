@@ -70,7 +70,7 @@ function buildGroup(layer: number, sources: readonly ShardSource[]): Group {
       down: expertLinear(parts, shard, 'down', ffn.inner, hidden),
     }),
   )
-  const session = createSession(expertGraph(format, hidden, weights), setup)
+  const session = createSession(expertGraph(format, hidden, ffn.activation, weights), setup)
   return {
     experts: sorted.map(({ expert }) => expert),
     sources: sorted,

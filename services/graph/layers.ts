@@ -1,4 +1,5 @@
 import type { WeightFormat } from '../model/format.ts'
+import type { Activation } from '../model/spec.ts'
 import { type Graph, GraphBuilder, type Weight } from './graph.ts'
 import {
   activationRows,
@@ -24,20 +25,32 @@ function rmsNorm(g: GraphBuilder, rows: string, name: string, norm: NormWeights)
   })
 }
 
-/** silu(gate) * up of [M, 2F], gate first. */
-function swiGlu(g: GraphBuilder, gateUp: string): string {
+/** activation(gate) * up of [M, 2F], gate first (GLU variants: Shazeer, arXiv 2002.05202). */
+function gated(g: GraphBuilder, gateUp: string, activation: Activation): string {
   const [gate = '', up = ''] = g.split(gateUp, 1, 2)
-  return g.op('Mul', [g.op('Mul', [gate, g.op('Sigmoid', [gate])]), up])
+  return g.op('Mul', [activate(g, gate, activation), up])
+}
+
+function activate(g: GraphBuilder, x: string, activation: Activation): string {
+  switch (activation) {
+    case 'silu':
+      return g.op('Mul', [x, g.op('Sigmoid', [x])])
+    case 'gelu_tanh':
+      return g.op('Gelu', [x], { approximate: { text: 'tanh' } })
+  }
 }
 
 /** `x` [M, inputs] → `y` [M, outputs]: an optional norm, a linear layer, and for `gate_up` layers the activation. */
-export function projectionGraph(weights: LinearWeights, options: { norm?: NormWeights; swiGlu?: boolean } = {}): Graph {
+export function projectionGraph(
+  weights: LinearWeights,
+  options: { norm?: NormWeights; gated?: Activation } = {},
+): Graph {
   const g = new GraphBuilder()
   const x = g.input('x', 'f32', ['M', weights.inputs])
   const rows = options.norm ? rmsNorm(g, x, 'norm', options.norm) : x
   const product = linear(g, 'linear', rows, weights)
-  const width = options.swiGlu ? weights.outputs / 2 : weights.outputs
-  g.output('y', options.swiGlu ? swiGlu(g, product) : product, 'f32', ['M', width])
+  const width = options.gated ? weights.outputs / 2 : weights.outputs
+  g.output('y', options.gated ? gated(g, product, options.gated) : product, 'f32', ['M', width])
   return g.graph
 }
 
@@ -72,7 +85,12 @@ export type ExpertWeights = { gateUp: LinearWeights; down: LinearWeights }
  * Several experts of one layer. Inputs: the rows of all of them, sorted by expert, as they were dispatched (`rows`,
  * `scales`), and `counts` [experts] int64, zeros allowed. Output `y` [M, H] f32 in the same order.
  */
-export function expertGraph(format: WeightFormat, hidden: number, experts: readonly ExpertWeights[]): Graph {
+export function expertGraph(
+  format: WeightFormat,
+  hidden: number,
+  activation: Activation,
+  experts: readonly ExpertWeights[],
+): Graph {
   const g = new GraphBuilder()
   const counts = g.input('counts', 'i64', [experts.length])
   const productRows = activationRows(format) === 1 ? counts : g.op('Add', [counts, counts])
@@ -106,7 +124,7 @@ export function expertGraph(format: WeightFormat, hidden: number, experts: reado
   }
 
   const gateUp = grouped(dispatchedRows(g, format, hidden), 'gate_up', (expert) => expert.gateUp, 2 * inner)
-  const activated = activations(g, format, swiGlu(g, gateUp), inner)
+  const activated = activations(g, format, gated(g, gateUp, activation), inner)
   g.output(
     'y',
     grouped(activated, 'down', (expert) => expert.down, hidden),

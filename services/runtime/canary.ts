@@ -120,13 +120,13 @@ function expertBits(options: NumericsOptions, counts: readonly number[]): Uint8A
     feeds.rows = { dims: [rows, width], type: 'uint8', data: numbers.bytes(rows * width), location: 'cpu' }
     feeds.scales = floatFeed([rows, 1], numbers.floats(rows, 0.01))
   }
-  return Buffer.concat(run(options, expertGraph(format, hidden, experts), feeds))
+  return Buffer.concat(run(options, expertGraph(format, hidden, 'silu', experts), feeds))
 }
 
 function projectionBits(options: NumericsOptions): Uint8Array {
   const numbers = new Numbers()
   const norm = { weight: weight('f32', [hidden], asBytes(numbers.floats(hidden))), eps: 1e-5 }
-  const graph = projectionGraph(linearWeights(numbers, options.format, hidden, 160), { norm, swiGlu: true })
+  const graph = projectionGraph(linearWeights(numbers, options.format, hidden, 160), { norm, gated: 'silu' })
   const pieces = [2, 6, 18].flatMap((rows) =>
     run(options, graph, { x: floatFeed([rows, hidden], numbers.floats(rows * hidden)) }),
   )

@@ -146,13 +146,13 @@ describe.each(weightFormats)('%s', (format) => {
         ? {}
         : { scales: { dims: [rows, 1], type: 'float32', data: scales.subarray(from, from + rows), location: 'cpu' } }),
     })
-    const together = createSession(expertGraph(format, hidden, experts), options)
+    const together = createSession(expertGraph(format, hidden, 'silu', experts), options)
     const all = together.run(feeds(0, total, padded)).y?.data as Float32Array
     let from = 0
     experts.forEach((expert, index) => {
       const rows = padded[index] ?? 0
       if (rows > 0) {
-        const alone = createSession(expertGraph(format, hidden, [expert]), options)
+        const alone = createSession(expertGraph(format, hidden, 'silu', [expert]), options)
         const one = alone.run(feeds(from, rows, [rows])).y?.data as Float32Array
         expect(new Int32Array(one.buffer)).toEqual(
           new Int32Array(all.buffer).subarray(from * hidden, (from + rows) * hidden),

@@ -354,7 +354,7 @@ export class Forward {
                 { tensor, outputs: 2 * ffn.inner, range: gate, bias },
                 { tensor, outputs: 2 * ffn.inner, range: up, bias },
               ]),
-              { norm: this.#norm(`${prefix}.ffn_norm`), swiGlu: true },
+              { norm: this.#norm(`${prefix}.ffn_norm`), gated: ffn.activation },
             ),
             session,
           ),

@@ -1,0 +1,57 @@
+import { MoeshError } from '../config/errors.ts'
+import type { ModelSpec } from '../model/spec.ts'
+import type { EngineLimits } from './engine.ts'
+import { kvBlockTokens } from './team/kv-cache.ts'
+
+/** What the user may set; the rest follows from the model and the memory. */
+export type CapacitySettings = {
+  context: number | undefined
+  maxSequences: number | undefined
+  maxBatchTokens: number | undefined
+  /** Bytes. */
+  kvMemory: number | undefined
+}
+
+/** Share of the memory that is free at start which the KV cache may take: weights and the system need the rest. */
+const kvMemoryShare = 0.4
+/** Wide enough that expert kernels work on many rows, short enough that streams do not stall behind a prompt. */
+const defaultBatchTokens = 512
+const defaultSequences = 128
+const queueMax = 1024
+
+/** Bytes that the keys and values of one token take, over all layers. */
+export function kvBytesPerToken(spec: ModelSpec): number {
+  return spec.layers.reduce((sum, { attention }) => sum + 2 * attention.kvHeads * attention.headDim * 4, 0)
+}
+
+/** Errors: USAGE where the settings leave no room for a single sequence or ask for more than the model has. */
+export function engineCapacity(spec: ModelSpec, settings: CapacitySettings, freeBytes: number): EngineLimits {
+  const kvBytes = settings.kvMemory ?? Math.floor(freeBytes * kvMemoryShare)
+  const kvTokensMax = Math.floor(kvBytes / kvBytesPerToken(spec) / kvBlockTokens) * kvBlockTokens
+  if (kvTokensMax < kvBlockTokens) {
+    throw new MoeshError(
+      'USAGE',
+      `the KV cache has ${kvBytes} bytes, and ${kvBlockTokens} tokens of this model need ${kvBlockTokens * kvBytesPerToken(spec)}`,
+      'give it more with --kv-memory',
+    )
+  }
+  if (settings.context !== undefined && settings.context > spec.contextLength) {
+    throw new MoeshError('USAGE', `--context ${settings.context} is beyond the model's ${spec.contextLength}`)
+  }
+  const maxBatchTokens = settings.maxBatchTokens ?? Math.max(defaultBatchTokens, settings.maxSequences ?? 0)
+  const maxSequences = settings.maxSequences ?? Math.min(defaultSequences, maxBatchTokens)
+  if (maxSequences > maxBatchTokens) {
+    throw new MoeshError(
+      'USAGE',
+      `--max-sequences ${maxSequences} is above --max-batch-tokens ${maxBatchTokens}`,
+      'every running sequence needs a row of a step',
+    )
+  }
+  return {
+    contextLength: Math.min(settings.context ?? spec.contextLength, kvTokensMax),
+    maxSequences,
+    maxBatchTokens,
+    queueMax,
+    kvTokensMax,
+  }
+}

@@ -1,0 +1,113 @@
+import { countHeld } from '../cluster/held.ts'
+import { MoeshError } from '../config/errors.ts'
+import type { ServeSettings } from '../config/process.ts'
+import type { RoutingDispatcher } from '../dispatch/dispatcher.ts'
+import type { ExpertHost } from '../expert/host.ts'
+import { moeLayers } from '../model/spec.ts'
+import type { PackReader } from '../pack/reader.ts'
+import type { ClusterView, ExpertLoadStatus, NodeStatus } from './cluster-view.ts'
+import type { Engine } from './request.ts'
+import { version } from './version.ts'
+
+export type EmbeddedParts = {
+  id: string
+  nodeId: string
+  settings: ServeSettings
+  pack: PackReader
+  engine: Engine
+  host: ExpertHost
+  dispatcher: RoutingDispatcher
+  expertClass: string
+}
+
+/** The cluster that one process is: itself, and its ranks as the only expert node. */
+export function embeddedView(parts: EmbeddedParts): ClusterView {
+  const { id, nodeId, settings, pack, engine, host, dispatcher } = parts
+  const startedMs = performance.now()
+  const only = (what: string) =>
+    new MoeshError(
+      'NODE_UNKNOWN',
+      `${what}: this process is the whole cluster`,
+      'start "moesh coordinator" and "moesh expert"',
+    )
+
+  const rowsPerSecond = (layer: number, expert: number) =>
+    (dispatcher.expertRows(layer)[expert] ?? 0) / Math.max(1, (performance.now() - startedMs) / 1000)
+  const experts = (): ExpertLoadStatus[] =>
+    pack.manifest.shards.map(({ layer, expert }) => ({
+      layer,
+      expert,
+      rowsPerSecond: rowsPerSecond(layer, expert),
+      nodes: [nodeId],
+    }))
+
+  return {
+    getStatus: async ({ expertLoad }) => {
+      const loads = experts()
+      const stats = engine.stats()
+      const common = {
+        state: 'READY',
+        zone: settings.zone ?? '',
+        provider: settings.provider,
+        version,
+        reason: '',
+      } as const
+      const dispatch = dispatcher.nodeStats(nodeId)
+      const nodes: NodeStatus[] = [
+        {
+          ...common,
+          id,
+          role: 'COORDINATOR',
+          address: settings.grpc,
+          memoryBytes: 0,
+          usedBytes: 0,
+          ranks: settings.threads ?? 0,
+          shards: 0,
+          provider: 'cpu',
+          numerics: '',
+          rowsPerSecond: 0,
+          dispatchP50Ms: 0,
+          dispatchP99Ms: 0,
+        },
+      ]
+      if (moeLayers(pack.manifest.spec).length > 0) {
+        nodes.push({
+          ...common,
+          id: nodeId,
+          role: 'EXPERT',
+          address: 'this process',
+          memoryBytes: settings.memory ?? 0,
+          usedBytes: host.usedBytes(),
+          ranks: host.ranks,
+          shards: countHeld(host.held()),
+          numerics: parts.expertClass,
+          rowsPerSecond: loads.reduce((sum, load) => sum + load.rowsPerSecond, 0),
+          dispatchP50Ms: dispatch.p50Ms,
+          dispatchP99Ms: dispatch.p99Ms,
+        })
+      }
+      return {
+        cluster: settings.cluster,
+        modelDigest: pack.digest,
+        model: pack.manifest.name,
+        epoch: 1,
+        leader: id,
+        nodes,
+        minReplicas: 1,
+        uncovered: 0,
+        underReplicated: 0,
+        balancedness: 1,
+        store: { kind: 'memory', reachable: true, roundTripMs: 0 },
+        experts: expertLoad ? loads : [],
+        runningRequests: stats.running,
+        queuedRequests: stats.queued,
+        tokensPerSecond: stats.tokensPerSecond,
+      }
+    },
+    watchEvents: () => () => {},
+    drain: async () => Promise.reject(only('drain')),
+    undrain: async () => Promise.reject(only('undrain')),
+    rebalance: async () => ({ moves: [], balancednessBefore: 1, balancednessAfter: 1, bytes: 0, epoch: 0 }),
+    cancelElsewhere: async () => false,
+  }
+}

@@ -1,0 +1,107 @@
+import { randomBytes } from 'node:crypto'
+import { rmSync } from 'node:fs'
+import { availableParallelism, hostname } from 'node:os'
+import { join } from 'node:path'
+import { journalKeepMs, journalRequestsMax } from '../config/limits.ts'
+import type { RunningProcess, ServeSettings } from '../config/process.ts'
+import { openSecurity } from '../config/tls.ts'
+import { systemClock } from '../dispatch/clock.ts'
+import { createDispatcher } from '../dispatch/dispatcher.ts'
+import { localTransport } from '../dispatch/local-transport.ts'
+import { routeTable } from '../dispatch/route.ts'
+import { rowEncoding } from '../dispatch/rows.ts'
+import type { ExpertTransport } from '../dispatch/transport.ts'
+import { createLocalHost } from '../expert/local-host.ts'
+import { moeLayers } from '../model/spec.ts'
+import { openPack } from '../pack/reader.ts'
+import { expertNumerics } from '../runtime/canary.ts'
+import { saturatesInt8 } from '../runtime/probe.ts'
+import { createStage } from '../runtime/stage.ts'
+import type { Logger } from '../telemetry/log.ts'
+import { loadTokenizer } from '../tokenizer/tokenizer.ts'
+import { startApi } from './api/server.ts'
+import { embeddedView } from './embedded-view.ts'
+import { createMemoryJournal } from './journal.ts'
+import { fingerprint, startModelEngine } from './model-engine.ts'
+
+/**
+ * The embedded form: a coordinator with its experts on threads of the same process. The same engine, dispatcher and
+ * ranks as in a cluster, with shared memory where a cluster has gRPC; what a cluster computes must equal it bit for bit.
+ */
+export async function serve(settings: ServeSettings, log: Logger): Promise<RunningProcess> {
+  const { provider } = settings
+  const id = settings.id ?? `${hostname()}-${randomBytes(3).toString('hex')}`
+  const pack = openPack(settings.pack)
+  const { spec, weightFormat: format } = pack.manifest
+  const security = await openSecurity({
+    role: 'coordinator',
+    tlsCert: settings.tlsCert,
+    tlsKey: settings.tlsKey,
+    tlsCa: settings.tlsCa,
+    insecure: settings.insecure,
+    listen: [settings.grpc],
+    report: (error) => log.error({ error }, 'certificates'),
+  })
+  const stageDir = createStage(join(settings.cache, 'stage'))
+  const ranks = settings.ranks ?? availableParallelism()
+  const avoidSaturation = provider === 'cpu' && saturatesInt8(stageDir)
+  const expertClass = expertNumerics({ stageDir, provider, avoidSaturation, format })
+  const host = await createLocalHost({ spec, format, ranks, provider, stageDir })
+  await host.load(pack.manifest.shards.map((shard) => ({ ...shard, path: pack.path(shard.file) })))
+  const nodeId = 'local'
+  const transports = new Map<string, ExpertTransport>([[nodeId, localTransport(nodeId, host)]])
+  const dispatcher = createDispatcher({
+    hidden: spec.hidden,
+    encoding: rowEncoding(format),
+    routes: routeTable(
+      1,
+      moeLayers(spec).map(({ layer, ffn }) => ({ layer, experts: ffn.experts })),
+      pack.manifest.shards.map(({ layer, expert }) => ({ layer, expert, nodeId, weight: 1 })),
+    ),
+    transports,
+    clock: systemClock,
+    onFailure: (node, error) => log.error({ node, error }, 'a dispatch failed'),
+  })
+  const model = await startModelEngine({
+    ...settings,
+    pack,
+    dispatcher,
+    threads: settings.threads ?? availableParallelism(),
+    stageDir,
+  })
+  const served = {
+    manifest: pack.manifest,
+    digest: pack.digest,
+    fingerprint: fingerprint(pack.digest, model.numerics, expertClass),
+    engine: model.engine,
+    text: loadTokenizer(pack.dir, pack.manifest),
+  }
+  const api = await startApi({
+    listen: settings.grpc,
+    security,
+    models: () => [served],
+    cluster: embeddedView({ id, nodeId, settings, pack, engine: model.engine, host, dispatcher, expertClass }),
+    journal: createMemoryJournal({
+      keepMs: journalKeepMs,
+      requestsMax: journalRequestsMax,
+      nowMs: () => performance.now(),
+    }),
+    report: (error, method) => log.error({ error, method }, 'a request failed'),
+  })
+  api.setServing(true)
+  return {
+    id,
+    role: 'coordinator',
+    grpc: api.address,
+    ready: Promise.resolve(),
+    isServing: () => true,
+    failed: new Promise(() => {}),
+    drain: async (deadline) => {
+      await api.drain(deadline)
+      await model.close()
+      await host.close()
+      security.close()
+      rmSync(stageDir, { recursive: true, force: true })
+    },
+  }
+}
