@@ -5,19 +5,22 @@ import { loadFileDescriptorSetFromBuffer, type PackageDefinition } from '@grpc/p
 import { MoeshError } from '../../config/errors.ts'
 
 /**
- * The public protos, from a descriptor set that `npm run protos` makes: server reflection breaks on map fields that
- * proto-loader parsed from text. The price: maps appear as what they are on the wire, lists of `{ key, value }`.
+ * The public protos, from the descriptor set that `npm run protos` makes and that server reflection hands out. Read from
+ * it, maps appear as what they are on the wire, lists of `{ key, value }`.
  * Field names are as in the protos, 64-bit integers decimal strings, enums their names; what is unset has its default,
  * but for messages (null) and `optional` fields (absent).
  */
 export function loadProtos(): PackageDefinition {
-  const file = join(import.meta.dirname, '..', '..', '..', 'proto', 'descriptors.binpb')
-  return loadFileDescriptorSetFromBuffer(readFileSync(file), {
+  return loadFileDescriptorSetFromBuffer(readDescriptorSet(), {
     longs: String,
     enums: String,
     defaults: true,
     oneofs: true,
   })
+}
+
+export function readDescriptorSet(): Buffer {
+  return readFileSync(join(import.meta.dirname, '..', '..', '..', 'proto', 'descriptors.binpb'))
 }
 
 /** `name` as in `moesh.v1.Inference`. */

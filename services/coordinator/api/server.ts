@@ -1,6 +1,5 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Server, type ServiceDefinition, type UntypedServiceImplementation } from '@grpc/grpc-js'
-import { ReflectionService } from '@grpc/reflection'
 import { HealthImplementation } from 'grpc-health-check'
 import { MoeshError } from '../../config/errors.ts'
 import {
@@ -17,10 +16,12 @@ import { ClusterService } from './cluster.ts'
 import type { ReportDefect } from './failure.ts'
 import { InferenceService } from './inference.ts'
 import type { ServedModels } from './models.ts'
-import { loadProtos, serviceDefinition } from './protos.ts'
+import { loadProtos, readDescriptorSet, serviceDefinition } from './protos.ts'
+import { reflectionHandlers } from './reflection.ts'
 
 const inference = 'moesh.v1.Inference'
 const cluster = 'moesh.v1.Cluster'
+const reflectionServices = ['grpc.reflection.v1.ServerReflection', 'grpc.reflection.v1alpha.ServerReflection'] as const
 const everybody = ['client', 'coordinator', 'expert'] as const
 
 /** Reads and writes of health and reflection tell nothing that a certificate of the cluster may not know. */
@@ -88,7 +89,8 @@ export async function startApi(options: ApiOptions): Promise<ApiServer> {
   for (const { definition, handlers } of internal) server.addService(definition, handlers)
   const health = new HealthImplementation({ '': 'NOT_SERVING', liveness: 'SERVING' })
   health.addToServer(server)
-  new ReflectionService(protos, { services: [inference, cluster, 'grpc.health.v1.Health'] }).addToServer(server)
+  const reflection = reflectionHandlers(readDescriptorSet())
+  for (const name of reflectionServices) server.addService(serviceDefinition(protos, name), reflection)
 
   const setServing = (isServing: boolean) => {
     for (const name of ['', inference, cluster]) health.setStatus(name, isServing ? 'SERVING' : 'NOT_SERVING')
