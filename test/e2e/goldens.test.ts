@@ -101,7 +101,9 @@ function compareExperts(golden: Golden, index: number, result: Result): void {
       expect(trace?.expertIds, `layer ${layer}, position ${position}`).toEqual([
         ...ids.data.subarray(from, from + ids.columns),
       ])
-      trace?.weights.forEach((weight, k) => expect(weight).toBeCloseTo(weights.data[from + k] ?? 0, 4))
+      for (const [k, weight] of (trace?.weights ?? []).entries()) {
+        expect(weight).toBeCloseTo(weights.data[from + k] ?? 0, 4)
+      }
     }
   }
 }

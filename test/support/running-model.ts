@@ -2,6 +2,7 @@ import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { Server, ServerCredentials } from '@grpc/grpc-js'
+import { kvBytesPerToken } from '../../services/coordinator/capacity.ts'
 import { startModelEngine } from '../../services/coordinator/model-engine.ts'
 import type {
   EngineRequest,
@@ -34,6 +35,8 @@ export type Topology = {
   maxBatchTokens?: number
   /** Every expert lives on so many nodes. */
   replicas?: number
+  /** Of the KV cache. */
+  kvTokens?: number
 }
 
 export type Result = {
@@ -97,7 +100,7 @@ export async function runModel(pack: PackReader, topology: Topology): Promise<Ru
     context: undefined,
     maxBatchTokens: topology.maxBatchTokens,
     maxSequences: Math.min(8, topology.maxBatchTokens ?? 8),
-    kvMemory: 256 << 20,
+    kvMemory: kvBytesPerToken(spec) * (topology.kvTokens ?? 8192),
   })
   return {
     generate: (request) =>

@@ -1,0 +1,117 @@
+import { beforeAll, describe, expect, test } from 'vitest'
+import type { TokenOutput } from '../../services/coordinator/request.ts'
+import { type WeightFormat, weightFormats } from '../../services/model/format.ts'
+import { findGolden } from '../support/golden.ts'
+import { demoCheckpoint, testPacks } from '../support/packs.ts'
+import { type Result, type RunningModel, runModel, type TestRequest, type Topology } from '../support/running-model.ts'
+
+/**
+ * The promise of the same bits, and its only owner: a request's tokens and log-probabilities are equal to the bit in
+ * every row of this table. To vary another thing, add a row.
+ */
+
+type Variation = { why: string; neighbours?: number } & Partial<Topology>
+
+const variations: Variation[] = [
+  { why: 'two ranks', ranks: 2 },
+  { why: 'five ranks', ranks: 5 },
+  { why: 'two threads of the coordinator', threads: 2 },
+  { why: 'three threads of the coordinator', threads: 3 },
+  { why: 'two nodes', nodes: 2, ranks: 2 },
+  { why: 'gRPC', transport: 'gRPC' },
+  { why: 'three nodes over gRPC, two replicas, two ranks each', transport: 'gRPC', nodes: 3, ranks: 2, replicas: 2 },
+  { why: 'chunks of 3', maxBatchTokens: 3 },
+  { why: 'token by token', maxBatchTokens: 1 },
+  { why: 'chunks of 7 over gRPC, five nodes', maxBatchTokens: 7, transport: 'gRPC', nodes: 5 },
+  { why: 'a batch with seven other requests', neighbours: 7, ranks: 2, threads: 2 },
+  {
+    why: 'seven other requests, chunks of 16, over gRPC',
+    neighbours: 7,
+    maxBatchTokens: 16,
+    transport: 'gRPC',
+    nodes: 2,
+  },
+  { why: 'a KV cache so small that sequences lose their place', neighbours: 7, kvTokens: 192 },
+]
+
+const models = [
+  { name: 'tales-moe', directory: demoCheckpoint },
+  { name: 'olmoe', directory: findGolden('olmoe') },
+  { name: 'mixtral', directory: findGolden('mixtral') },
+  { name: 'qwen3 (dense)', directory: findGolden('qwen3') },
+]
+
+const single: Topology = { transport: 'shared memory', nodes: 1, ranks: 1, threads: 1 }
+
+/** Two requests: every log-probability of a greedy one, and a drawn one. */
+const requests: TestRequest[] = [
+  {
+    promptIds: [58, 229, 7, 270, 176, 31, 99, 204, 18, 5, 77, 130, 241, 66, 8, 9, 150, 33, 61, 210],
+    sampling: { maxTokens: 12 },
+    output: { logprobs: -1, promptLogprobs: -1, expertTrace: true },
+  },
+  {
+    promptIds: [40, 17, 222, 133, 6],
+    sampling: { maxTokens: 12, temperature: 0.9, topP: 0.95, topK: 50, seed: 42n, repetitionPenalty: 1.1 },
+    output: { logprobs: 5 },
+  },
+]
+
+function neighbour(index: number): TestRequest {
+  return {
+    promptIds: Array.from({ length: 1 + index * 9 }, (_, i) => 5 + ((i * 37 + index * 11) % 250)),
+    sampling: { maxTokens: 3 + index * 2, temperature: index % 2, seed: BigInt(index) },
+  }
+}
+
+const pack = testPacks()
+
+describe.each(models)('$name', ({ directory }) => {
+  if (directory === null) return
+  describe.each(weightFormats)('%s', (format: WeightFormat) => {
+    let reference: string[] = []
+
+    beforeAll(async () => {
+      reference = (await run(directory, format, { why: 'alone' })).map(bits)
+    })
+
+    test.each(variations)('$why', async (variation) => {
+      const results = await run(directory, format, variation)
+      results.forEach((result, index) => expect(bits(result)).toBe(reference[index]))
+    })
+  })
+})
+
+async function run(directory: string, format: WeightFormat, variation: Variation): Promise<Result[]> {
+  const model = await runModel(await pack(directory, format), { ...single, ...variation })
+  try {
+    const beside = Array.from({ length: variation.neighbours ?? 0 }, (_, index) => model.generate(neighbour(index)))
+    const results = await (variation.neighbours ? Promise.all(requests.map(model.generate)) : inTurn(model))
+    await Promise.all(beside)
+    return results
+  } finally {
+    await model.close()
+  }
+}
+
+async function inTurn(model: RunningModel): Promise<Result[]> {
+  const results: Result[] = []
+  for (const request of requests) results.push(await model.generate(request))
+  return results
+}
+
+/** Everything that a client sees of a result, floats by their bits. */
+function bits({ prompt, tokens, finishes }: Result): string {
+  const floatBits = (values: ArrayLike<number>) => Buffer.from(Float32Array.from(values).buffer).toString('hex')
+  const token = ({ id, logprobs, experts }: TokenOutput) => [
+    id,
+    logprobs && [
+      floatBits([logprobs.chosen]),
+      logprobs.rank,
+      logprobs.top.map((entry) => [entry.id, floatBits([entry.logprob])]),
+      logprobs.all && floatBits(logprobs.all),
+    ],
+    experts?.map((entry) => [entry.layer, entry.expertIds, floatBits(entry.weights)]),
+  ]
+  return JSON.stringify([prompt?.map(token), tokens.map((candidate) => candidate.map(token)), finishes])
+}
