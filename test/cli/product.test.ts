@@ -2,7 +2,7 @@ import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { status } from '@grpc/grpc-js'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
-import { outputOf, TestClient } from '../coordinator/client.ts'
+import { type Message, outputOf, TestClient } from '../coordinator/client.ts'
 import { Moesh } from './moesh.ts'
 
 const demo = join(import.meta.dirname, '..', '..', 'models', 'tales-moe')
@@ -78,6 +78,36 @@ describe('the demo model, served', () => {
       expect(prompt[ids.length + index].logprobs).toEqual(token.logprobs)
       expect(prompt[ids.length + index - 1].experts).toEqual(token.experts)
     }
+  })
+
+  test('Resume goes on after a cut with the tokens, text and log-probability bits of the uncut stream', async () => {
+    const request = {
+      text: 'Once upon a time',
+      sampling: { seed: 11, n: 3, max_tokens: 24, stop: ['king'], repetition_penalty: 1.1 },
+      output: { logprobs: 1, expert_trace: true },
+    }
+    const whole = (await client.collect('moesh.v1.Inference/Generate', { ...request, request_id: 'whole' })).messages
+    const cut = client.stream('moesh.v1.Inference/Generate', { ...request, request_id: 'cut' })
+    cut.on('error', () => {})
+    const seen: Message[] = []
+    await new Promise<void>((resolve) => {
+      cut.on('data', (message) => {
+        seen.push(message)
+        if (seen.length > 12) resolve()
+      })
+    })
+    cut.cancel()
+    const received = Object.fromEntries([0, 1, 2].map((candidate) => [candidate, outputOf(seen, candidate).ids.length]))
+    const { messages, error } = await client.collect('moesh.v1.Inference/Resume', { request_id: 'cut', received })
+    expect(error).toBeNull()
+    for (const candidate of [0, 1, 2]) {
+      const [before, after, expected] = [seen, messages, whole].map((part) => outputOf(part, candidate))
+      expect([...(before?.tokens ?? []), ...(after?.tokens ?? [])]).toEqual(expected?.tokens)
+      expect(`${before?.text}${after?.text}`).toBe(expected?.text)
+      expect(after?.finish).toEqual(expected?.finish)
+    }
+    const texts = [0, 1, 2].map((candidate) => outputOf(whole, candidate).text)
+    expect(new Set(texts).size).toBe(3)
   })
 
   test('Tokenize and Detokenize know the reference’s prompts', async () => {
