@@ -183,7 +183,7 @@ const root = object({
     enabled: boolean,
     mode: oneOf('auto', 'cert-manager', 'chart', 'existing'),
     extraNames: strings,
-    chart: object({ authorityDays: integer(1, 36_500), days: integer(1, 36_500), rotation: string }),
+    chart: object({ authorityDays: integer(1, 36_500), days: integer(1, 36_500), rotation: { type: ['string', 'integer'] } }),
     certManager: object({
       issuerRef: object({ name, kind: oneOf('Issuer', 'ClusterIssuer'), group: string }),
       duration,
