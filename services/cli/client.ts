@@ -15,9 +15,6 @@ export type ServerOptions = {
 const receiveBytesMax = 1024 * 1024 * 1024
 /** Long prompts and log-probabilities need more than one 64 KiB window a round trip. */
 const windowBytes = 16 * 1024 * 1024
-/** For the first answer of a server that may still be starting its port. */
-const connectMs = 10_000
-
 /** A coordinator, as the commands talk to it: by the public protos alone. */
 export class ApiClient {
   readonly #client: Client
@@ -78,16 +75,6 @@ export class ApiClient {
       signal?.removeEventListener('abort', cancel)
       call.cancel()
     }
-  }
-
-  /** Errors: SERVER_UNREACHABLE. */
-  waitUntilReachable(): Promise<void> {
-    return new Promise((resolve, reject) => {
-      this.#client.waitForReady(Date.now() + connectMs, (error) => {
-        if (error) reject(this.#unreachable(error))
-        else resolve()
-      })
-    })
   }
 
   close(): void {

@@ -1,11 +1,13 @@
 import { createHash } from 'node:crypto'
-import { existsSync, mkdirSync, realpathSync, statSync } from 'node:fs'
+import { existsSync, mkdirSync, statSync } from 'node:fs'
 import { homedir } from 'node:os'
-import { basename, join } from 'node:path'
+import { join } from 'node:path'
+import { openCheckpoint } from '../checkpoint/checkpoint.ts'
 import { MoeshError } from '../config/errors.ts'
 import type { WeightFormat } from '../model/format.ts'
 import { packCheckpoint } from '../pack/pack.ts'
 import { looksLikePack } from '../pack/reader.ts'
+import { packTool } from '../pack/tool.ts'
 import { ProgressBar } from './progress.ts'
 
 /** In the repository and in the image. */
@@ -31,11 +33,13 @@ export async function preparePack({ model, cache, format }: ModelOptions, signal
   if (!existsSync(join(directory, 'config.json'))) {
     throw new MoeshError('USAGE', `${directory} is neither a pack nor a checkpoint: it has no config.json`)
   }
-  const real = realpathSync(directory)
-  const hash = createHash('sha256').update(real).digest('hex').slice(0, 8)
-  const packDirectory = join(cacheDirectory(cache), 'packs', `${basename(real)}-${format}-${hash}`)
+  const checkpoint = openCheckpoint(directory)
+  checkpoint.close()
+  // Another checkpoint at the same place, or another packer, gets a pack of its own.
+  const key = createHash('sha256').update(`${checkpoint.fingerprint}\n${packTool}`).digest('hex').slice(0, 12)
+  const packDirectory = join(cacheDirectory(cache), 'packs', `${checkpoint.name}-${format}-${key}`)
   mkdirSync(packDirectory, { recursive: true })
-  const bar = new ProgressBar(`packing ${basename(real)} as ${format}`, process.stderr)
+  const bar = new ProgressBar(`packing ${checkpoint.name} as ${format}`, process.stderr)
   try {
     await packCheckpoint(directory, packDirectory, {
       format,
