@@ -72,7 +72,7 @@ const image = object({ repository: { type: 'string', minLength: 1 }, tag, digest
 const disruptionBudget = object({ enabled: boolean, maxUnavailable: countOrShare })
 const bounds = { enabled: boolean, minReplicas: integer(1, 10_000), maxReplicas: integer(1, 10_000) }
 const hpa = object({ ...bounds, metrics: { ...kubernetesList, minItems: 1 }, behavior: kubernetesObject })
-const drainSeconds = integer(1, 86_400)
+const drainSeconds = flag('drain-timeout', integer(1, 86_400))
 const scheduling = {
   nodeSelector: labels,
   tolerations,
@@ -114,7 +114,7 @@ const root = object({
   global: { type: 'object' },
   nameOverride: { type: 'string', maxLength: 40 },
   fullnameOverride: { type: 'string', maxLength: 32 },
-  clusterName: flag('cluster', { type: 'string', maxLength: 63 }),
+  clusterName: flag('cluster', { type: 'string', maxLength: 63, pattern: '^[A-Za-z0-9._-]*$' }),
   minReplicas: flag('min-replicas', integer(1, 64)),
   leaseSeconds: flag('lease', { type: 'number', minimum: 1, maximum: 3600 }),
   image,
@@ -126,6 +126,7 @@ const root = object({
   model: object({
     source: oneOf('demo', 'pvc', 'hostPath'),
     path: { type: 'string', pattern: '^([^/].*)?$' },
+    format: flag('format', oneOf('f32', 'int8', 'int8-fast', 'int4')),
     claim: name,
     hostPath: { type: 'string', pattern: '^(/.*)?$' },
     mountOnExperts: boolean,
@@ -157,7 +158,7 @@ const root = object({
     upAfterSeconds: integer(0, 86_400),
     downAfterSeconds: integer(0, 86_400),
     coolDownSeconds: integer(0, 86_400),
-    drainSeconds,
+    drainSeconds: integer(1, 86_400),
   }),
   hints: object({ enabled: boolean }),
   zoneFrom: oneOf('auto', 'podLabel', 'nodeLabel', 'none'),

@@ -3,7 +3,8 @@ import { existsSync, readdirSync, readFileSync } from 'node:fs'
 import { homedir } from 'node:os'
 import { delimiter, join, resolve } from 'node:path'
 import { describe, expect, it } from 'vitest'
-import { schemaFile, undocumented, valuesSchema } from '../../helm/schema.ts'
+import { type Schema, schemaFile, undocumented, valuesSchema } from '../../helm/schema.ts'
+import { type Flag, flags } from '../../services/config/flags.ts'
 
 const repository = resolve(import.meta.dirname, '../..')
 const kit = process.env.MOESH_K8S_HOME ?? join(homedir(), '.cache', 'moesh-k8s')
@@ -33,6 +34,39 @@ describe('the chart', () => {
     expect(open).toEqual([])
   })
 
+  it.each(mirrored())('allows for %s (--%s) what the flag allows, and no more', (_, name, schema) => {
+    const flag: Flag | undefined = Object.entries(flags).find(([known]) => known === name)?.[1]
+    expect(flag).toBeDefined()
+    const isTaken = (value: unknown) => flag?.kind.read(String(value)) !== undefined
+    const { type, minimum, maximum, enum: values, pattern } = schema as { [key: string]: unknown } & { enum?: string[] }
+    if (values !== undefined) expect(values.filter((value) => !isTaken(value))).toEqual([])
+    if (type === 'integer' || type === 'number') {
+      // 0 leaves a flag out, where the flag itself has no such value.
+      if (minimum !== 0) expect(isTaken(minimum)).toBe(true)
+      expect(isTaken(maximum)).toBe(true)
+    }
+    if (typeof pattern === 'string') {
+      const samples = [
+        'a',
+        'a b',
+        'x/y',
+        '8GiB',
+        '1.5GB',
+        '8 GiB',
+        '1024',
+        '1.5',
+        '-1GiB',
+        'redis://h:1',
+        'rediss://h',
+        'h:1',
+        'memory:',
+      ]
+      const allowed = samples.filter((sample) => new RegExp(pattern).test(sample))
+      expect(allowed.filter((sample) => !isTaken(sample))).toEqual([])
+      expect(allowed.length).toBeGreaterThan(0)
+    }
+  })
+
   it('has a test suite for every template', () => {
     const names = (folder: string, suffix: string) =>
       readdirSync(join(repository, 'helm/moesh', folder), { recursive: true })
@@ -58,3 +92,15 @@ describe('the chart', () => {
     }
   })
 })
+
+/** Values that are passed on as flags: path, flag, schema. */
+function mirrored(): [string, string, Schema][] {
+  const found: [string, string, Schema][] = []
+  const walk = (schema: Schema, at: string) => {
+    if (typeof schema['x-flag'] === 'string') found.push([at, schema['x-flag'], schema])
+    for (const [key, inner] of Object.entries((schema.properties ?? {}) as Record<string, Schema>))
+      walk(inner, `${at}.${key}`)
+  }
+  walk(valuesSchema(), 'values')
+  return found
+}
