@@ -50,7 +50,9 @@ function nodeBinary() {
     windows ? 'node.exe' : 'node',
   )
   if (existsSync(own)) return own
-  process.stderr.write(`moesh needs Node 24 or newer on ${process.platform}/${process.arch}: install it and try again\n`)
+  process.stderr.write(
+    `moesh needs Node 24 or newer on ${process.platform}/${process.arch}: install it and try again\n`,
+  )
   process.exit(1)
 }
 

@@ -62,10 +62,7 @@ export type TokenOutput = {
   experts: LayerTrace[] | null
 }
 
-export type FinishReason =
-  | { kind: 'stop'; tokenId: number }
-  | { kind: 'length' }
-  | { kind: 'cancelled' }
+export type FinishReason = { kind: 'stop'; tokenId: number } | { kind: 'length' } | { kind: 'cancelled' }
 
 export type EngineUsage = {
   promptTokens: number

@@ -1,0 +1,57 @@
+import { decodeHeld } from '../cluster/held.ts'
+import type { ClusterView } from '../cluster/membership.ts'
+import { copiesOf, type Placement } from '../cluster/placement.ts'
+import { type ExpertCopy, type RouteTable, routeTable } from '../dispatch/route.ts'
+
+/**
+ * Where rows go, from what nodes say that they hold: routing believes that and nothing else. The active placement gives
+ * the shares; a copy that it does not name (one that was just loaded, or will be unloaded soon) takes rows only where no
+ * named copy lives. A model is served by nodes of one numerics class.
+ */
+export function clusterRoutes(
+  layers: readonly { layer: number; experts: number }[],
+  view: Pick<ClusterView, 'nodes' | 'suspended'>,
+  active: Placement | null,
+  numerics: string,
+  modelDigest: string,
+): RouteTable {
+  const shares = new Map<string, number>()
+  for (const { layer, expert, node, weight } of active ? copiesOf(active) : []) {
+    shares.set(`${layer}/${expert}/${node}`, weight)
+  }
+  const copies: ExpertCopy[] = []
+  for (const [nodeId, { record, status }] of view.nodes) {
+    if (record.role !== 'expert' || record.numerics !== numerics || view.suspended.has(nodeId)) continue
+    if (record.modelDigest !== '' && record.modelDigest !== modelDigest) continue
+    for (const [layer, experts] of decodeHeld(status.held)) {
+      const known = layers.find((entry) => entry.layer === layer)
+      for (const expert of experts) {
+        if (!known || expert >= known.experts) continue
+        copies.push({ layer, expert, nodeId, weight: shares.get(`${layer}/${expert}/${nodeId}`) ?? 0 })
+      }
+    }
+  }
+  return routeTable(active?.epoch ?? 0, layers, withShares(copies))
+}
+
+/** An expert whose live copies all have no share gets equal ones. */
+function withShares(copies: readonly ExpertCopy[]): ExpertCopy[] {
+  const total = new Map<string, number>()
+  const key = ({ layer, expert }: ExpertCopy) => `${layer}/${expert}`
+  for (const copy of copies) total.set(key(copy), (total.get(key(copy)) ?? 0) + copy.weight)
+  return copies.map((copy) => ((total.get(key(copy)) ?? 0) > 0 ? copy : { ...copy, weight: 1 }))
+}
+
+/** (layer, expert) pairs without a copy, and with fewer than `minReplicas`. */
+export function coverage(routes: RouteTable, minReplicas: number): { uncovered: number; underReplicated: number } {
+  let uncovered = 0
+  let underReplicated = 0
+  for (const { experts, starts } of routes.layers.values()) {
+    for (let expert = 0; expert < experts; expert++) {
+      const copies = (starts[expert + 1] ?? 0) - (starts[expert] ?? 0)
+      if (copies === 0) uncovered++
+      if (copies < minReplicas) underReplicated++
+    }
+  }
+  return { uncovered, underReplicated }
+}
