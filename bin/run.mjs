@@ -63,6 +63,8 @@ const child = spawn(node, process.argv.slice(2), {
   env: {
     ...process.env,
     PATH: [dirname(node), join(modules, '.bin'), systemPath].join(delimiter),
+    // ONNX Runtime would send usage data to its maker.
+    ORT_DISABLE_TELEMETRY: '1',
     NODE_COMPILE_CACHE: process.env.NODE_COMPILE_CACHE ?? join(modules, '.cache', 'compile'),
   },
 })

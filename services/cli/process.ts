@@ -12,10 +12,10 @@ export type ProcessOptions = {
 }
 
 /**
- * A terminal's Ctrl-C reaches the whole process group, so it comes once from the terminal and once from the launcher.
- * Nobody means two in so short a time.
+ * A signal to a whole process group comes twice, once from its sender and once from the launcher; so does a terminal's
+ * Ctrl-C. Nobody means two in so short a time.
  */
-const sameKeyPressMs = 300
+const sameSignalMs = 300
 
 /**
  * Runs a process of the cluster until a signal ends it, and returns its exit status. SIGTERM and SIGINT drain; a second
@@ -61,8 +61,9 @@ function firstSignal(): Promise<NodeJS.Signals> {
       if (firstMs === null) {
         firstMs = nowMs
         resolve(signal)
-      } else if (signal === 'SIGTERM' || nowMs - firstMs > sameKeyPressMs) {
-        process.exit(1)
+      } else if (nowMs - firstMs > sameSignalMs) {
+        // An orderly exit would wait for computing threads, or abort within them.
+        process.kill(process.pid, 'SIGKILL')
       }
     }
     process.on('SIGTERM', onSignal)

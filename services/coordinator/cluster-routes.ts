@@ -14,6 +14,8 @@ export function clusterRoutes(
   active: Placement | null,
   numerics: string,
   modelDigest: string,
+  /** What the coordinator itself holds as a last resort. */
+  fallback: { nodeId: string; held: ReadonlyMap<number, ReadonlySet<number>> },
 ): RouteTable {
   const shares = new Map<string, number>()
   for (const { layer, expert, node, weight } of active ? copiesOf(active) : []) {
@@ -30,6 +32,9 @@ export function clusterRoutes(
         copies.push({ layer, expert, nodeId, weight: shares.get(`${layer}/${expert}/${nodeId}`) ?? 0 })
       }
     }
+  }
+  for (const [layer, experts] of fallback.held) {
+    for (const expert of experts) copies.push({ layer, expert, nodeId: fallback.nodeId, weight: 0 })
   }
   return routeTable(active?.epoch ?? 0, layers, withShares(copies))
 }

@@ -6,15 +6,16 @@ import type { ExpertHost } from '../expert/host.ts'
 import { moeLayers } from '../model/spec.ts'
 import type { PackReader } from '../pack/reader.ts'
 import type { ClusterView, ExpertLoadStatus, NodeStatus } from './cluster-view.ts'
-import type { Engine } from './request.ts'
+import type { ModelEngine } from './model-engine.ts'
 import { version } from './version.ts'
 
 export type EmbeddedParts = {
   id: string
   nodeId: string
+  threads: number
   settings: ServeSettings
   pack: PackReader
-  engine: Engine
+  model: ModelEngine
   host: ExpertHost
   dispatcher: RoutingDispatcher
   expertClass: string
@@ -22,7 +23,7 @@ export type EmbeddedParts = {
 
 /** The cluster that one process is: itself, and its ranks as the only expert node. */
 export function embeddedView(parts: EmbeddedParts): ClusterView {
-  const { id, nodeId, settings, pack, engine, host, dispatcher } = parts
+  const { id, nodeId, settings, pack, model, host, dispatcher } = parts
   const startedMs = performance.now()
   const only = (what: string) =>
     new MoeshError(
@@ -44,7 +45,7 @@ export function embeddedView(parts: EmbeddedParts): ClusterView {
   return {
     getStatus: async ({ expertLoad }) => {
       const loads = experts()
-      const stats = engine.stats()
+      const stats = model.engine.stats()
       const common = {
         state: 'READY',
         zone: settings.zone ?? '',
@@ -58,13 +59,13 @@ export function embeddedView(parts: EmbeddedParts): ClusterView {
           ...common,
           id,
           role: 'COORDINATOR',
-          address: settings.grpc,
+          address: 'this process',
           memoryBytes: 0,
           usedBytes: 0,
-          ranks: settings.threads ?? 0,
+          ranks: parts.threads,
           shards: 0,
           provider: 'cpu',
-          numerics: '',
+          numerics: model.numerics,
           rowsPerSecond: 0,
           dispatchP50Ms: 0,
           dispatchP99Ms: 0,

@@ -1,10 +1,7 @@
-import { randomBytes } from 'node:crypto'
-import { rmSync } from 'node:fs'
-import { availableParallelism, hostname } from 'node:os'
+import { availableParallelism } from 'node:os'
 import { join } from 'node:path'
 import { journalKeepMs, journalRequestsMax } from '../config/limits.ts'
 import type { RunningProcess, ServeSettings } from '../config/process.ts'
-import { openSecurity } from '../config/tls.ts'
 import { systemClock } from '../dispatch/clock.ts'
 import { createDispatcher } from '../dispatch/dispatcher.ts'
 import { localTransport } from '../dispatch/local-transport.ts'
@@ -16,13 +13,14 @@ import { moeLayers } from '../model/spec.ts'
 import { openPack } from '../pack/reader.ts'
 import { expertNumerics } from '../runtime/canary.ts'
 import { saturatesInt8 } from '../runtime/probe.ts'
-import { createStage } from '../runtime/stage.ts'
+import { createStage, removeStage } from '../runtime/stage.ts'
 import type { Logger } from '../telemetry/log.ts'
 import { loadTokenizer } from '../tokenizer/tokenizer.ts'
 import { startApi } from './api/server.ts'
 import { embeddedView } from './embedded-view.ts'
 import { createMemoryJournal } from './journal.ts'
 import { fingerprint, startModelEngine } from './model-engine.ts'
+import { openProcessSecurity, randomId } from './process.ts'
 
 /**
  * The embedded form: a coordinator with its experts on threads of the same process. The same engine, dispatcher and
@@ -30,26 +28,20 @@ import { fingerprint, startModelEngine } from './model-engine.ts'
  */
 export async function serve(settings: ServeSettings, log: Logger): Promise<RunningProcess> {
   const { provider } = settings
-  const id = settings.id ?? `${hostname()}-${randomBytes(3).toString('hex')}`
+  const id = settings.id ?? randomId()
   const pack = openPack(settings.pack)
   const { spec, weightFormat: format } = pack.manifest
-  const security = await openSecurity({
-    role: 'coordinator',
-    tlsCert: settings.tlsCert,
-    tlsKey: settings.tlsKey,
-    tlsCa: settings.tlsCa,
-    insecure: settings.insecure,
-    listen: [settings.grpc],
-    report: (error) => log.error({ error }, 'certificates'),
-  })
-  const stageDir = createStage(join(settings.cache, 'stage'))
-  const ranks = settings.ranks ?? availableParallelism()
+  // What is open when a later step fails must be closed: a process can't end while ranks compute.
+  await using opened = new AsyncDisposableStack()
+  const security = opened.adopt(await openProcessSecurity(settings, 'coordinator', log), (it) => it.close())
+  const stageDir = opened.adopt(createStage(join(settings.cache, 'stage')), removeStage)
+
   const avoidSaturation = provider === 'cpu' && saturatesInt8(stageDir)
   const expertClass = expertNumerics({ stageDir, provider, avoidSaturation, format })
-  const host = await createLocalHost({ spec, format, ranks, provider, stageDir })
+  const ranks = settings.ranks ?? availableParallelism()
+  const host = opened.adopt(await createLocalHost({ spec, format, ranks, provider, stageDir }), (it) => it.close())
   await host.load(pack.manifest.shards.map((shard) => ({ ...shard, path: pack.path(shard.file) })))
   const nodeId = 'local'
-  const transports = new Map<string, ExpertTransport>([[nodeId, localTransport(nodeId, host)]])
   const dispatcher = createDispatcher({
     hidden: spec.hidden,
     encoding: rowEncoding(format),
@@ -58,17 +50,14 @@ export async function serve(settings: ServeSettings, log: Logger): Promise<Runni
       moeLayers(spec).map(({ layer, ffn }) => ({ layer, experts: ffn.experts })),
       pack.manifest.shards.map(({ layer, expert }) => ({ layer, expert, nodeId, weight: 1 })),
     ),
-    transports,
+    transports: new Map<string, ExpertTransport>([[nodeId, localTransport(nodeId, host)]]),
     clock: systemClock,
     onFailure: (node, error) => log.error({ node, error }, 'a dispatch failed'),
   })
-  const model = await startModelEngine({
-    ...settings,
-    pack,
-    dispatcher,
-    threads: settings.threads ?? availableParallelism(),
-    stageDir,
-  })
+
+  const threads = settings.threads ?? availableParallelism()
+  const options = { ...settings, pack, dispatcher, threads, stageDir }
+  const model = opened.adopt(await startModelEngine(options), (it) => it.close())
   const served = {
     manifest: pack.manifest,
     digest: pack.digest,
@@ -76,19 +65,18 @@ export async function serve(settings: ServeSettings, log: Logger): Promise<Runni
     engine: model.engine,
     text: loadTokenizer(pack.dir, pack.manifest),
   }
+  const nowMs = () => performance.now()
+  const view = { id, nodeId, threads, settings, pack, model, host, dispatcher, expertClass }
   const api = await startApi({
     listen: settings.grpc,
     security,
     models: () => [served],
-    cluster: embeddedView({ id, nodeId, settings, pack, engine: model.engine, host, dispatcher, expertClass }),
-    journal: createMemoryJournal({
-      keepMs: journalKeepMs,
-      requestsMax: journalRequestsMax,
-      nowMs: () => performance.now(),
-    }),
+    cluster: embeddedView(view),
+    journal: createMemoryJournal({ keepMs: journalKeepMs, requestsMax: journalRequestsMax, nowMs }),
     report: (error, method) => log.error({ error, method }, 'a request failed'),
   })
   api.setServing(true)
+  const running = opened.move()
   return {
     id,
     role: 'coordinator',
@@ -98,10 +86,7 @@ export async function serve(settings: ServeSettings, log: Logger): Promise<Runni
     failed: new Promise(() => {}),
     drain: async (deadline) => {
       await api.drain(deadline)
-      await model.close()
-      await host.close()
-      security.close()
-      rmSync(stageDir, { recursive: true, force: true })
+      await running.disposeAsync()
     },
   }
 }

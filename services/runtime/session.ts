@@ -64,6 +64,8 @@ let loaded: Binding | null = null
 
 function runtimeBinding(): Binding {
   if (loaded === null) {
+    // It would send usage data to its maker; for processes that were not started by our launcher.
+    process.env.ORT_DISABLE_TELEMETRY = '1'
     loaded = require('onnxruntime-node/dist/binding.js') as Binding
     loaded.initOrt()
   }

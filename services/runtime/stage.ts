@@ -14,6 +14,10 @@ export function createStage(parent: string): string {
   return mkdtempSync(join(parent, `stage-${process.pid}-`))
 }
 
+export function removeStage(directory: string): void {
+  rmSync(directory, { recursive: true, force: true })
+}
+
 function isAlive(pid: number): boolean {
   try {
     process.kill(pid, 0)

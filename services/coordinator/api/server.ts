@@ -1,5 +1,5 @@
 import { setTimeout as sleep } from 'node:timers/promises'
-import { Server, type ServiceDefinition, type UntypedServiceImplementation } from '@grpc/grpc-js'
+import { Server } from '@grpc/grpc-js'
 import { HealthImplementation } from 'grpc-health-check'
 import { MoeshError } from '../../config/errors.ts'
 import {
@@ -46,11 +46,10 @@ export type ApiOptions = {
 }
 
 export type InternalService = {
-  /** Full name, e.g. `moesh.internal.v1.Shards`. */
+  /** Full name, e.g. `moesh.internal.v1.ShardService`. */
   name: string
   roles: ServiceRoles[string]
-  definition: ServiceDefinition<UntypedServiceImplementation>
-  handlers: UntypedServiceImplementation
+  addTo(server: Server): void
 }
 
 export type ApiServer = {
@@ -86,7 +85,7 @@ export async function startApi(options: ApiOptions): Promise<ApiServer> {
   const clusterService = new ClusterService(options.cluster, report)
   server.addService(serviceDefinition(protos, inference), inferenceService.handlers)
   server.addService(serviceDefinition(protos, cluster), clusterService.handlers)
-  for (const { definition, handlers } of internal) server.addService(definition, handlers)
+  for (const service of internal) service.addTo(server)
   const health = new HealthImplementation({ '': 'NOT_SERVING', liveness: 'SERVING' })
   health.addToServer(server)
   const reflection = reflectionHandlers(readDescriptorSet())

@@ -1,4 +1,3 @@
-import { rmSync } from 'node:fs'
 import { Worker } from 'node:worker_threads'
 import { MoeshError } from '../../config/errors.ts'
 import type { WeightFormat } from '../../model/format.ts'
@@ -23,7 +22,7 @@ export type TeamOptions = {
   format: WeightFormat
   packDir: string
   limits: TeamLimits
-  /** Where session files are staged; the team's own, removed when it closes. */
+  /** Where session files are staged. */
   stageDir: string
   avoidSaturation: boolean
 }
@@ -138,7 +137,6 @@ export class Team {
       announce(control, controlWords.go)
       await Promise.all(exits)
     }
-    rmSync(this.#options.stageDir, { recursive: true, force: true })
   }
 
   async #command(command: number, argument: number): Promise<void> {
