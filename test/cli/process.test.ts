@@ -80,10 +80,10 @@ test('a second SIGTERM exits at once, a second SIGINT too', async () => {
     await says('"ready"')
     child.kill(signal)
     await says('draining')
-    // Two in less time are one Ctrl-C that came twice.
-    if (signal === 'SIGINT') await new Promise((resolve) => setTimeout(resolve, 400))
+    // Two in less time are one that came twice.
+    await new Promise((resolve) => setTimeout(resolve, 400))
     child.kill(signal)
-    expect(await status).toBe(1)
+    expect(await status).not.toBe(0)
   }
 })
 
