@@ -1,0 +1,33 @@
+import { Worker } from 'node:worker_threads'
+import { z } from 'zod'
+import { summarise } from './statistics.ts'
+
+/** How fast this machine reads memory: what bounds decoding, whoever does it. */
+
+const rounds = 5
+const answer = z.number().positive()
+
+/** Bytes a second that `threads` threads read together, each its own buffer, far larger than caches. Median of rounds. */
+export async function readBandwidth(threads: number): Promise<number> {
+  const workers = Array.from({ length: threads }, () => new Worker(new URL('./bandwidth-worker.ts', import.meta.url)))
+  try {
+    // Their buffers are filled once they answer.
+    await Promise.all(workers.map(next))
+    const rates: number[] = []
+    for (let round = 0; round < rounds; round++) {
+      const answers = workers.map(next)
+      for (const worker of workers) worker.postMessage('read')
+      rates.push((await Promise.all(answers)).reduce((sum, rate) => sum + rate, 0))
+    }
+    return summarise(rates).median
+  } finally {
+    await Promise.all(workers.map((worker) => worker.terminate()))
+  }
+}
+
+function next(worker: Worker): Promise<number> {
+  return new Promise((resolve, reject) => {
+    worker.once('message', (message) => resolve(answer.parse(message)))
+    worker.once('error', reject)
+  })
+}
