@@ -1,12 +1,13 @@
 import { createHash } from 'node:crypto'
 import { readFileSync } from 'node:fs'
+import type { ConnectionOptions } from 'node:tls'
 import { Cluster, Redis } from 'ioredis'
 import { z } from 'zod'
 import { MoeshError } from '../config/errors.ts'
 import { describeStoreUrl, type StoreUrl } from './store-url.ts'
 
 /** PEM texts for a store behind TLS. */
-export type StoreTls = { ca?: string | Buffer; cert?: string | Buffer; key?: string | Buffer; servername?: string }
+export type StoreTls = ConnectionOptions
 
 /** A command that is not answered by then fails for its caller; that it may still be applied, scripts allow for. */
 const commandTimeoutMs = 1000

@@ -34,6 +34,8 @@ export const errorCodes = {
   NODE_LOST: { grpc: status.UNAVAILABLE, retry: true },
   MEMORY_EXHAUSTED: { grpc: status.RESOURCE_EXHAUSTED, retry: true },
   STORE_UNREACHABLE: { grpc: status.UNAVAILABLE, retry: true },
+  NO_OTHER_NODE: { grpc: status.FAILED_PRECONDITION, retry: false },
+  DRAIN_STALLED: { grpc: status.DEADLINE_EXCEEDED, retry: true },
   NOT_LEADER: { grpc: status.FAILED_PRECONDITION, retry: true },
   FILE_UNREADABLE: { grpc: status.FAILED_PRECONDITION, retry: false },
   FILE_UNWRITABLE: { grpc: status.FAILED_PRECONDITION, retry: false },

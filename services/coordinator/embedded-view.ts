@@ -1,13 +1,13 @@
 import { countHeld } from '../cluster/held.ts'
 import { MoeshError } from '../config/errors.ts'
 import type { ServeSettings } from '../config/process.ts'
+import { version } from '../config/version.ts'
 import type { RoutingDispatcher } from '../dispatch/dispatcher.ts'
 import type { ExpertHost } from '../expert/host.ts'
 import { moeLayers } from '../model/spec.ts'
 import type { PackReader } from '../pack/reader.ts'
 import type { ClusterView, ExpertLoadStatus, NodeStatus } from './cluster-view.ts'
 import type { ModelEngine } from './model-engine.ts'
-import { version } from './version.ts'
 
 export type EmbeddedParts = {
   id: string

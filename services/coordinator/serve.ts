@@ -1,5 +1,6 @@
 import { availableParallelism } from 'node:os'
 import { join } from 'node:path'
+import { openProcessSecurity, randomId } from '../config/identity.ts'
 import { journalKeepMs, journalRequestsMax } from '../config/limits.ts'
 import type { RunningProcess, ServeSettings } from '../config/process.ts'
 import { systemClock } from '../dispatch/clock.ts'
@@ -20,7 +21,6 @@ import { startApi } from './api/server.ts'
 import { embeddedView } from './embedded-view.ts'
 import { createMemoryJournal } from './journal.ts'
 import { fingerprint, startModelEngine } from './model-engine.ts'
-import { openProcessSecurity, randomId } from './process.ts'
 
 /**
  * The embedded form: a coordinator with its experts on threads of the same process. The same engine, dispatcher and
@@ -33,7 +33,8 @@ export async function serve(settings: ServeSettings, log: Logger): Promise<Runni
   const { spec, weightFormat: format } = pack.manifest
   // What is open when a later step fails must be closed: a process can't end while ranks compute.
   await using opened = new AsyncDisposableStack()
-  const security = opened.adopt(await openProcessSecurity(settings, 'coordinator', log), (it) => it.close())
+  const report = (error: Error) => log.error({ error }, 'certificates')
+  const security = opened.adopt(await openProcessSecurity(settings, 'coordinator', report), (it) => it.close())
   const stageDir = opened.adopt(createStage(join(settings.cache, 'stage')), removeStage)
 
   const avoidSaturation = provider === 'cpu' && saturatesInt8(stageDir)

@@ -1,0 +1,365 @@
+import { asMoeshError } from '../config/errors.ts'
+import type { Clock } from './clock.ts'
+import { decodeHeld } from './held.ts'
+import { mergeLoads } from './load.ts'
+import type { ClusterView, Membership } from './membership.ts'
+import { protocolVersion } from './node.ts'
+import { copiesOf, type Placement, type PlacementId, sameId, shardsOf, weightUnit } from './placement.ts'
+import { type Plan, type PlannerLayer, type PlannerNode, planPlacement } from './planner/plan.ts'
+import type { ClusterEvent, Store } from './store.ts'
+
+export type ControllerOptions = {
+  store: Store
+  membership: Membership
+  self: { id: string; incarnation: string }
+  leaseMs: number
+  clock: Clock
+  nowUnixMs: () => number
+  modelDigest: string
+  layers: readonly { layer: number; experts: number; shardBytes: number }[]
+  minReplicas: number
+  /** The numerics class that this coordinator would choose where nodes differ. */
+  preferredNumerics: string
+  /** Nodes that do not answer although their lease runs: planned around before the lease ends. */
+  suspects: () => ReadonlySet<string>
+  onPlacement: (active: Placement | null) => void
+  report: (error: unknown) => void
+}
+
+export type RebalanceOutcome = { plan: Plan; balancednessBefore: number; bytes: number; epoch: number }
+
+/** A tick looks at everything; between ticks, changes of the membership cause one. */
+const tickMs = 500
+const debounceMs = 30
+/** Load must have drifted this far from what is possible before anything moves for it, and not sooner than this. */
+const balanceGapMin = 0.1
+const loadReplanEveryMs = 30_000
+
+/**
+ * Every coordinator runs one; it acts while its own holds the lease of the leader. A new placement is written as the
+ * target, nodes load what it asks beside what they hold, and only when all of them report that they hold it does it
+ * become the active one, after which leftovers go: make before break.
+ */
+export class Controller {
+  readonly #options: ControllerOptions
+  #active: Placement | null = null
+  #target: Placement | null = null
+  #token: number | null = null
+  #lastLeadMs = Number.NEGATIVE_INFINITY
+  #lastLoadPlanMs = Number.NEGATIVE_INFINITY
+  #timer: { cancel(): void } | null = null
+  #ticking: Promise<void> | null = null
+  #again = false
+  #isRunning = false
+  #unsubscribe: () => void = () => {}
+  #knownUnmet = ''
+
+  constructor(options: ControllerOptions) {
+    this.#options = options
+  }
+
+  async start(): Promise<void> {
+    this.#isRunning = true
+    this.#unsubscribe = this.#options.membership.onChange((changes, view) => {
+      this.#tellChanges(changes, view)
+      this.poke()
+    })
+    await this.#tick()
+  }
+
+  /** Something changed: look soon. */
+  poke(): void {
+    if (this.#ticking !== null) this.#again = true
+    else this.#schedule(debounceMs)
+  }
+
+  isLeader(): boolean {
+    return this.#token !== null
+  }
+
+  active(): Placement | null {
+    return this.#active
+  }
+
+  async stop(): Promise<void> {
+    this.#isRunning = false
+    this.#unsubscribe()
+    this.#timer?.cancel()
+    await this.#ticking
+    const { store, self } = this.#options
+    if (this.#token !== null) await store.resign(self.id, self.incarnation).catch(() => {})
+  }
+
+  /** Plans from what is seen now; writes the plan as the target unless it is a dry run. Errors: NOT_LEADER. */
+  async rebalance(dryRun: boolean): Promise<RebalanceOutcome> {
+    const view = this.#options.membership.view()
+    const plan = await this.#plan(view, 1)
+    const balancednessBefore = await this.#presentBalancedness(view)
+    const bytes = plan.moves.reduce((sum, { layer, to }) => sum + (to === '' ? 0 : this.#shardBytes(layer)), 0)
+    if (dryRun || plan.moves.length === 0) return { plan, balancednessBefore, bytes, epoch: 0 }
+    const placement = await this.#writeTarget(plan, view, 'an operator asked for it')
+    return { plan, balancednessBefore, bytes, epoch: placement.epoch }
+  }
+
+  #schedule(delayMs: number): void {
+    this.#timer?.cancel()
+    if (this.#isRunning) this.#timer = this.#options.clock.after(delayMs, () => void this.#tick())
+  }
+
+  #tick(): Promise<void> {
+    this.#ticking ??= this.#act()
+      .catch((thrown: unknown) => {
+        const { code } = asMoeshError(thrown)
+        if (code === 'NOT_LEADER') this.#token = null
+        else if (code !== 'STORE_UNREACHABLE') this.#options.report(thrown)
+      })
+      .finally(() => {
+        this.#ticking = null
+        this.#schedule(this.#again ? debounceMs : tickMs)
+        this.#again = false
+      })
+    return this.#ticking
+  }
+
+  async #act(): Promise<void> {
+    const { membership } = this.#options
+    await this.#lead()
+    await this.#readPlacements(membership.view())
+    if (this.#token === null) return
+    const view = membership.view()
+    const why = this.#whyPlan(view) ?? (await this.#whyRebalance(view))
+    if (why !== null) await this.#replan(view, why)
+    await this.#activateIfHeld(membership.view())
+  }
+
+  /** Takes or renews the leadership, at a third of the lease. */
+  async #lead(): Promise<void> {
+    const { store, self, leaseMs, clock } = this.#options
+    const nowMs = clock.nowMs()
+    if (nowMs - this.#lastLeadMs < leaseMs / 3) return
+    this.#lastLeadMs = nowMs
+    try {
+      const leader = await store.lead(self.id, self.incarnation, leaseMs)
+      const isMine = leader.id === self.id && leader.incarnation === self.incarnation
+      if (isMine && this.#token === null) await this.#say('leader', self.id, `${self.id} leads the cluster`)
+      this.#token = isMine ? leader.token : null
+    } catch (thrown) {
+      // Whoever can't renew must not write; the store would refuse it too.
+      this.#token = null
+      throw thrown
+    }
+  }
+
+  async #readPlacements(view: ClusterView): Promise<void> {
+    const known = { target: idOf(this.#target), active: idOf(this.#active) }
+    if (sameId(view.target, known.target) && sameId(view.active, known.active)) return
+    const { target, active } = await this.#options.store.readPlacement(known)
+    if (target !== null) this.#target = target
+    // A store that came back empty has none: the last one known goes on.
+    if (active !== null) {
+      this.#active = active
+      this.#options.onPlacement(active)
+    }
+  }
+
+  /** Expert nodes that may hold experts, of one numerics class. */
+  #eligible(view: ClusterView): PlannerNode[] {
+    const { modelDigest, suspects } = this.#options
+    const suspected = suspects()
+    const candidates = [...view.nodes.values()].filter(
+      ({ record, status }) =>
+        record.role === 'expert' &&
+        record.protocolVersion === protocolVersion &&
+        (record.modelDigest === '' || record.modelDigest === modelDigest) &&
+        status.state !== 'leaving' &&
+        !view.drained.has(record.id) &&
+        !view.suspended.has(record.id) &&
+        !suspected.has(record.id),
+    )
+    const numerics = this.#chooseNumerics(candidates.map(({ record }) => record.numerics))
+    return candidates
+      .filter(({ record }) => record.numerics === numerics)
+      .map(({ record: { id, zone, memoryBytes, ranks } }) => ({ id, zone, memoryBytes, ranks }))
+      .sort((a, b) => (a.id < b.id ? -1 : 1))
+  }
+
+  /** The class of the present placement while it has a node, else the preferred one, else that of most nodes. */
+  #chooseNumerics(classes: readonly string[]): string {
+    const present = this.#target?.numerics ?? this.#active?.numerics
+    if (present !== undefined && classes.includes(present)) return present
+    if (classes.includes(this.#options.preferredNumerics)) return this.#options.preferredNumerics
+    const counts = new Map<string, number>()
+    for (const name of classes) counts.set(name, (counts.get(name) ?? 0) + 1)
+    return [...counts].sort(([a, n], [b, m]) => m - n || (a < b ? -1 : 1))[0]?.[0] ?? ''
+  }
+
+  /** Nodes came or went: reasons that don't wait. */
+  #whyPlan(view: ClusterView): string | null {
+    // Who does not show up yet may be alive: nothing is planned around it. Before the first placement nobody is missed.
+    if (view.isSettling && (this.#target ?? this.#active) !== null) return null
+    const eligible = this.#eligible(view).map(({ id }) => id)
+    if (eligible.length === 0) return null
+    const target = this.#target
+    if (target === null || target.modelDigest !== this.#options.modelDigest) return 'there is no placement yet'
+    // The store forgot the placement; what is known goes back there.
+    if (view.target === null) return 'the store lost the placement'
+    const planned = new Set(target.nodes)
+    const gone = target.nodes.filter((id) => !eligible.includes(id))
+    if (gone.length > 0) return `${gone.join(', ')} can't hold experts any more`
+    const added = eligible.filter((id) => !planned.has(id))
+    if (added.length > 0) return `${added.join(', ')} joined`
+    return null
+  }
+
+  async #whyRebalance(view: ClusterView): Promise<string | null> {
+    const { clock } = this.#options
+    if (this.#target === null || !sameId(idOf(this.#target), idOf(this.#active))) return null
+    if (clock.nowMs() - this.#lastLoadPlanMs < loadReplanEveryMs || view.isSettling) return null
+    this.#lastLoadPlanMs = clock.nowMs()
+    const before = await this.#presentBalancedness(view)
+    if (before > 1 - balanceGapMin) return null
+    const plan = await this.#plan(view, undefined)
+    return plan.balancedness - before > balanceGapMin ? 'the load has moved' : null
+  }
+
+  async #replan(view: ClusterView, why: string): Promise<void> {
+    const plan = await this.#plan(view, undefined)
+    const unmet = plan.unmet.map(({ text }) => text).join('; ')
+    if (unmet !== this.#knownUnmet) {
+      this.#knownUnmet = unmet
+      await this.#say('placement.unmet', '', unmet === '' ? 'the placement meets all its rules again' : unmet)
+    }
+    await this.#writeTarget(plan, view, why)
+  }
+
+  async #plan(view: ClusterView, movesMax: number | undefined): Promise<Plan> {
+    const { store, minReplicas } = this.#options
+    const nodes = this.#eligible(view)
+    const ids = new Set(nodes.map(({ id }) => id))
+    const present = [...view.nodes].flatMap(([node, { status }]) =>
+      ids.has(node)
+        ? [...decodeHeld(status.held)].flatMap(([layer, experts]) =>
+            [...experts].map((expert) => ({ layer, expert, node })),
+          )
+        : [],
+    )
+    const loads = mergeLoads(await store.loads())
+    const layers = this.#options.layers.map(
+      ({ layer, experts, shardBytes }): PlannerLayer => ({
+        layer,
+        experts,
+        shardBytes,
+        loads: loads.get(layer) ?? new Float64Array(experts),
+      }),
+    )
+    return planPlacement({ layers, nodes, present, minReplicas, ...(movesMax === undefined ? {} : { movesMax }) })
+  }
+
+  /** Of the active placement under the present load. */
+  async #presentBalancedness(view: ClusterView): Promise<number> {
+    if (this.#active === null) return 1
+    const loads = mergeLoads(await this.#options.store.loads())
+    const ranks = new Map(this.#eligible(view).map(({ id, ranks: count }) => [id, Math.max(1, count)]))
+    let sum = 0
+    let layers = 0
+    for (const { layer } of this.#options.layers) {
+      const rows = loads.get(layer)
+      const perNode = new Map([...ranks.keys()].map((id) => [id, 0]))
+      for (const copy of copiesOf(this.#active)) {
+        if (copy.layer !== layer || !perNode.has(copy.node)) continue
+        const share = ((rows?.[copy.expert] ?? 0) * copy.weight) / weightUnit / (ranks.get(copy.node) ?? 1)
+        perNode.set(copy.node, (perNode.get(copy.node) ?? 0) + share)
+      }
+      const busiest = Math.max(0, ...perNode.values())
+      if (busiest === 0) continue
+      sum += [...perNode.values()].reduce((total, load) => total + load, 0) / perNode.size / busiest
+      layers++
+    }
+    return layers === 0 ? 1 : sum / layers
+  }
+
+  async #writeTarget(plan: Plan, view: ClusterView, why: string): Promise<Placement> {
+    const { store, modelDigest, nowUnixMs } = this.#options
+    const eligible = this.#eligible(view)
+    const nodes = eligible.map(({ id }) => id)
+    const index = new Map(nodes.map((id, at) => [id, at]))
+    const layers = this.#options.layers.map(({ layer, experts }) => ({
+      layer,
+      experts: Array.from({ length: experts }, (): number[] => []),
+    }))
+    const byLayer = new Map(layers.map((entry) => [entry.layer, entry]))
+    for (const { layer, expert, node, weight } of plan.copies) {
+      byLayer.get(layer)?.experts[expert]?.push(index.get(node) ?? 0, weight)
+    }
+    const first = eligible[0]
+    const placement: Placement = {
+      epoch: Math.max(this.#target?.epoch ?? 0, this.#active?.epoch ?? 0) + 1,
+      token: this.#token ?? 0,
+      modelDigest,
+      numerics: (first && view.nodes.get(first.id)?.record.numerics) ?? '',
+      createdUnixMs: nowUnixMs(),
+      why: why.slice(0, 1000),
+      nodes,
+      layers,
+    }
+    await store.writeTarget(placement)
+    this.#target = placement
+    const loaded = plan.moves.filter(({ to }) => to !== '').length
+    await this.#say('epoch', '', `epoch ${placement.epoch}: ${why}; ${loaded} copies to load`)
+    return placement
+  }
+
+  async #activateIfHeld(view: ClusterView): Promise<void> {
+    const target = this.#target
+    if (target === null || this.#token === null || sameId(idOf(target), idOf(this.#active))) return
+    for (const node of target.nodes) {
+      const status = view.nodes.get(node)?.status
+      const held = status ? decodeHeld(status.held) : new Map<number, Set<number>>()
+      for (const [layer, experts] of shardsOf(target, node)) {
+        for (const expert of experts) if (!held.get(layer)?.has(expert)) return
+      }
+    }
+    await this.#options.store.activate({ epoch: target.epoch, token: target.token }, this.#token)
+    this.#active = target
+    this.#options.onPlacement(target)
+    await this.#say('epoch.active', '', `epoch ${target.epoch} is active`)
+  }
+
+  #shardBytes(layer: number): number {
+    return this.#options.layers.find((entry) => entry.layer === layer)?.shardBytes ?? 0
+  }
+
+  #tellChanges(changes: Parameters<Parameters<Membership['onChange']>[0]>[0], view: ClusterView): void {
+    if (this.#token === null) return
+    const texts = {
+      joined: 'joined',
+      replaced: 'came back as a new process',
+      left: 'left',
+      lost: 'is lost: its lease ended',
+    } as const
+    const events: ClusterEvent[] = []
+    for (const change of changes) {
+      if (change.kind === 'joined' || change.kind === 'replaced' || change.kind === 'left' || change.kind === 'lost') {
+        events.push(this.#event(`node.${change.kind}`, change.id, `${change.id} ${texts[change.kind]}`))
+      } else if (change.kind === 'flags') {
+        for (const [id, reason] of view.suspended) {
+          events.push(this.#event('node.suspended', id, `${id} is suspended: ${reason}`))
+        }
+      }
+    }
+    if (events.length > 0) this.#options.store.appendEvents(events).catch(() => {})
+  }
+
+  #event(kind: string, node: string, text: string): ClusterEvent {
+    return { timeUnixMs: this.#options.nowUnixMs(), kind, node, text: text.slice(0, 4000), fields: {} }
+  }
+
+  /** Events are for people: without the store they are lost, and nothing waits for that. */
+  async #say(kind: string, node: string, text: string): Promise<void> {
+    await this.#options.store.appendEvents([this.#event(kind, node, text)]).catch(() => {})
+  }
+}
+
+function idOf(placement: Placement | null): PlacementId | null {
+  return placement && { epoch: placement.epoch, token: placement.token }
+}

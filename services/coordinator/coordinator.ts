@@ -1,0 +1,291 @@
+import { randomUUID } from 'node:crypto'
+import { readFileSync } from 'node:fs'
+import { availableParallelism } from 'node:os'
+import { join } from 'node:path'
+import { systemClock } from '../cluster/clock.ts'
+import { Controller } from '../cluster/controller.ts'
+import { LoadMeter } from '../cluster/load.ts'
+import { createMembership } from '../cluster/membership.ts'
+import { noGauges, protocolVersion } from '../cluster/node.ts'
+import { openRedisStore } from '../cluster/redis-store.ts'
+import { advertisedAddress, openProcessSecurity, randomId } from '../config/identity.ts'
+import { journalKeepMs } from '../config/limits.ts'
+import type { CoordinatorSettings, RunningProcess } from '../config/process.ts'
+import { version } from '../config/version.ts'
+import { systemClock as dispatchClock } from '../dispatch/clock.ts'
+import { createDispatcher } from '../dispatch/dispatcher.ts'
+import { rowEncoding } from '../dispatch/rows.ts'
+import { addShardService, type ShardLibrary } from '../dispatch/shard-service.ts'
+import { moeLayers } from '../model/spec.ts'
+import { shardLayout } from '../model/tensors.ts'
+import { manifestName, openPack, type PackReader } from '../pack/reader.ts'
+import { expertNumerics } from '../runtime/canary.ts'
+import { saturatesInt8 } from '../runtime/probe.ts'
+import { createStage, removeStage } from '../runtime/stage.ts'
+import type { Logger } from '../telemetry/log.ts'
+import { loadTokenizer } from '../tokenizer/tokenizer.ts'
+import { startApi } from './api/server.ts'
+import { clusterRoutes, coverage } from './cluster-routes.ts'
+import { ExpertLinks } from './expert-links.ts'
+import { FallbackExperts, fallbackNodeId } from './fallback-experts.ts'
+import { createStoreJournal } from './journal.ts'
+import { clusterCalls } from './leader-calls.ts'
+import { fingerprint, startModelEngine } from './model-engine.ts'
+import { storeView } from './store-view.ts'
+
+const loadEveryMs = 1000
+/** A load that was not renewed for so long belongs to a coordinator that is gone. */
+const loadKeepMs = 10_000
+/** A node that does not answer for so long is planned around, though its lease may still run. */
+const suspectAfterMs = 700
+
+/**
+ * A coordinator of a cluster: computes everything of the model but its routed experts, and sends rows to the nodes that
+ * hold those. Coordinators are peers; one of them leads and decides where experts live.
+ */
+export async function startCoordinator(settings: CoordinatorSettings, log: Logger): Promise<RunningProcess> {
+  const id = settings.id ?? randomId()
+  const incarnation = randomUUID()
+  const leaseMs = settings.lease * 1000
+  const pack = openPack(settings.pack)
+  const { spec, weightFormat: format } = pack.manifest
+  const layers = moeLayers(spec).map(({ layer, ffn }) => ({
+    layer,
+    experts: ffn.experts,
+    shardBytes: shardLayout(spec, ffn, format).bytes,
+  }))
+  await using opened = new AsyncDisposableStack()
+  const report = (error: unknown) => log.error({ error }, 'cluster')
+  const security = opened.adopt(await openProcessSecurity(settings, 'coordinator', report), (it) => it.close())
+  const stageDir = opened.adopt(createStage(join(settings.cache, 'stage')), removeStage)
+  const tls = settings.store.startsWith('rediss:') ? { tls: security.redisTls() } : {}
+  const storeOptions = { url: settings.store, cluster: settings.cluster, ...tls }
+  const store = opened.adopt(await openRedisStore(storeOptions), (it) => it.close())
+  const avoidSaturation = saturatesInt8(stageDir)
+  // What nodes on CPUs like this one compute; a cluster of GPUs has a class of its own, which the placement names.
+  const ownExpertClass = expertNumerics({ stageDir, provider: 'cpu', avoidSaturation, format })
+
+  const dial = security.dial('expert')
+  const silentSince = new Map<string, number>()
+  const links = new ExpertLinks({
+    coordinatorId: id,
+    spec,
+    format,
+    modelDigest: pack.digest,
+    credentials: dial.credentials,
+    channelOptions: dial.options,
+    onState: (nodeId, state) => {
+      if (state.kind === 'ready') silentSince.delete(nodeId)
+      else if (state.kind === 'lost' && !silentSince.has(nodeId)) silentSince.set(nodeId, performance.now())
+      if (state.kind === 'lost')
+        log.warn({ node: nodeId, error: state.reason }, 'the connection to an expert node is lost')
+    },
+  })
+  opened.defer(() => links.close())
+  const fallback = new FallbackExperts({ pack, stageDir, onChange: () => reroute(), report })
+  opened.defer(() => fallback.close())
+  const dispatcher = createDispatcher({
+    hidden: spec.hidden,
+    encoding: rowEncoding(format),
+    routes: clusterRoutes(layers, { nodes: new Map(), suspended: new Map() }, null, '', pack.digest, {
+      nodeId: fallbackNodeId,
+      held: new Map(),
+    }),
+    transports: {
+      get: (nodeId) => (nodeId === fallbackNodeId ? fallback.transport() : links.get(nodeId)),
+    },
+    clock: dispatchClock,
+    onUncovered: (layer, expert) => {
+      // A class of nodes that computes other bits must not be helped out by this one.
+      if (numerics() === ownExpertClass) fallback.want(layer, expert)
+    },
+    onNodeLate: (nodeId, isLate, reason) => log.warn({ node: nodeId, reason }, isLate ? 'late' : 'answers again'),
+    onFailure: (nodeId, error) => log.debug({ node: nodeId, error }, 'a dispatch is repeated elsewhere'),
+    onAudit: (finding) => {
+      const { layer, expert, suspects } = finding
+      const text = `rows of expert ${expert} in layer ${layer} differ; suspected: ${suspects.join(', ')}`
+      log.error({ finding }, 'an audit found rows that differ')
+      const event = { timeUnixMs: Date.now(), kind: 'audit.differs', node: suspects[0] ?? '', text, fields: {} }
+      store.appendEvents([event]).catch(report)
+      // Where no two agree nobody knows who is wrong; taking all out would only stop the model.
+      const [suspect] = suspects
+      if (suspects.length === 1 && suspect !== undefined && suspect !== 'coordinator') {
+        store.setSuspended(suspect, `an audit found wrong ${text}`.slice(0, 1000)).catch(report)
+      }
+    },
+    reference: (layer, expert) => (fallback.held().get(layer)?.has(expert) ? fallback.transport() : undefined),
+  })
+
+  const threads = settings.threads ?? availableParallelism()
+  const options = { ...settings, pack, dispatcher, threads, stageDir }
+  const model = opened.adopt(await startModelEngine(options), (it) => it.close())
+  let isServing = false
+  const served = () => ({
+    manifest: pack.manifest,
+    digest: pack.digest,
+    fingerprint: fingerprint(pack.digest, model.numerics, numerics() ?? ''),
+    engine: model.engine,
+    text: tokenizer,
+  })
+  const tokenizer = loadTokenizer(pack.dir, pack.manifest)
+
+  // The address is known when the server listens, and the server needs the membership: it gets it by name.
+  const calls = clusterCalls({
+    self: id,
+    store,
+    security,
+    membership: () => membership,
+    controller: () => controller,
+  })
+  const api = await startApi({
+    listen: settings.grpc,
+    security,
+    models: () => (isServing ? [served()] : []),
+    cluster: {
+      getStatus: (request) => view.getStatus(request),
+      watchEvents: (last, listener) => view.watchEvents(last, listener),
+      ...calls,
+    },
+    journal: createStoreJournal(store, id, journalKeepMs),
+    report: (error, method) => log.error({ error, method }, 'a request failed'),
+    internal: [
+      {
+        name: 'moesh.internal.v1.ShardService',
+        roles: ['coordinator', 'expert'],
+        addTo: (server) => addShardService(server, { library: packLibrary(pack) }),
+      },
+    ],
+  })
+  opened.defer(() => api.close())
+
+  const membership = createMembership({
+    store,
+    self: {
+      id,
+      incarnation,
+      role: 'coordinator',
+      address: advertisedAddress(settings.advertise, api.address),
+      zone: settings.zone ?? '',
+      memoryBytes: 0,
+      ranks: threads,
+      provider: 'cpu',
+      numerics: model.numerics,
+      protocolVersion,
+      version,
+      modelDigest: pack.digest,
+    },
+    status: { state: 'ready', reason: '', usedBytes: 0, held: {}, epoch: 0 },
+    clock: systemClock,
+    leaseMs,
+    random: Math.random,
+    gauges: () => {
+      const { running, queued, tokensPerSecond } = model.engine.stats()
+      return { ...noGauges, runningRequests: running, queuedRequests: queued, tokensPerSecond }
+    },
+  })
+  const controller = new Controller({
+    store,
+    membership,
+    self: { id, incarnation },
+    leaseMs,
+    clock: systemClock,
+    nowUnixMs: Date.now,
+    modelDigest: pack.digest,
+    layers,
+    minReplicas: settings.minReplicas,
+    preferredNumerics: ownExpertClass,
+    suspects: () => {
+      const nowMs = performance.now()
+      return new Set(
+        [...silentSince].filter(([, sinceMs]) => nowMs - sinceMs > suspectAfterMs).map(([nodeId]) => nodeId),
+      )
+    },
+    onPlacement: () => reroute(),
+    report,
+  })
+  const numerics = (): string | undefined => controller.active()?.numerics
+  const view = storeView({
+    cluster: settings.cluster,
+    manifest: pack.manifest,
+    digest: pack.digest,
+    minReplicas: settings.minReplicas,
+    store,
+    membership,
+    dispatcher,
+    active: () => controller.active(),
+    leaderCalls: calls,
+  })
+
+  const { promise: ready, resolve: becomeReady } = Promise.withResolvers<void>()
+  const reroute = () => {
+    const held = fallback.held()
+    const seen = membership.view()
+    for (const nodeId of silentSince.keys()) if (!seen.nodes.has(nodeId)) silentSince.delete(nodeId)
+    const routes = clusterRoutes(layers, seen, controller.active(), numerics() ?? '', pack.digest, {
+      nodeId: fallbackNodeId,
+      held,
+    })
+    dispatcher.setRoutes(routes)
+    if (!isServing && (layers.length === 0 || (numerics() !== undefined && coverage(routes, 1).uncovered === 0))) {
+      isServing = true
+      api.setServing(true)
+      becomeReady()
+    }
+    if (held.size > 0) {
+      const live = clusterRoutes(layers, seen, controller.active(), numerics() ?? '', pack.digest, {
+        nodeId: fallbackNodeId,
+        held: new Map(),
+      })
+      fallback.release((layer, expert) => hasCopy(live, layer, expert)).catch(report)
+    }
+  }
+  membership.onChange((_, seen) => {
+    links.update(seen)
+    reroute()
+  })
+  await membership.start()
+  opened.defer(() => membership.stop())
+  await controller.start()
+  opened.defer(() => controller.stop())
+  reroute()
+
+  const meter = new LoadMeter(layers)
+  const timer = setInterval(() => {
+    meter.update(performance.now(), (layer) => dispatcher.expertRows(layer))
+    store.publishLoad(id, meter.published(), loadKeepMs).catch(() => {})
+    if (silentSince.size > 0) controller.poke()
+  }, loadEveryMs)
+  opened.defer(() => clearInterval(timer))
+
+  const running = opened.move()
+  return {
+    id,
+    role: 'coordinator',
+    grpc: api.address,
+    ready,
+    isServing: () => isServing,
+    failed: new Promise(() => {}),
+    drain: async (deadline) => {
+      await api.drain(deadline)
+      await running.disposeAsync()
+    },
+  }
+}
+
+function hasCopy(routes: ReturnType<typeof clusterRoutes>, layer: number, expert: number): boolean {
+  const starts = routes.layers.get(layer)?.starts
+  return (starts?.[expert + 1] ?? 0) > (starts?.[expert] ?? 0)
+}
+
+/** Manifest and shards of a pack, for expert nodes that have neither. */
+function packLibrary(pack: PackReader): ShardLibrary {
+  const manifest = readFileSync(pack.path(manifestName))
+  const byDigest = new Map(pack.manifest.shards.map((shard) => [shard.sha256, shard]))
+  return {
+    manifest: (modelDigest) => (modelDigest === null || modelDigest === pack.digest ? manifest : undefined),
+    find: (sha256) => {
+      const shard = byDigest.get(sha256)
+      return shard && { path: pack.path(shard.file), offset: shard.offset, bytes: shard.bytes }
+    },
+  }
+}
