@@ -32,9 +32,11 @@ export function convertToGgml(format: GgmlFormat, values: Float32Array, out: Uin
       out.set(new Uint8Array(values.buffer, values.byteOffset, values.byteLength))
       return
     case 'Q8_0':
-      return convertToQ8(values, out)
+      convertToQ8(values, out)
+      return
     case 'Q4_0':
-      return convertToQ4(values, out)
+      convertToQ4(values, out)
+      return
   }
 }
 

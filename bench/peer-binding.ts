@@ -33,8 +33,8 @@ export type LlamaBinding = {
 export const peerModules = join(import.meta.dirname, 'node_modules')
 export const peerVersion = '3.22.1'
 
-const constructor = z.custom<LlamaBinding['AddonModel']>((value) => typeof value === 'function')
-const bindingSchema = z.object({ AddonModel: constructor, AddonContext: constructor, systemInfo: z.function() })
+const newable = z.custom<LlamaBinding['AddonModel']>((value) => typeof value === 'function')
+const bindingSchema = z.object({ AddonModel: newable, AddonContext: newable, systemInfo: z.function() })
 
 /** Loads the prebuilt CPU binary; never builds, never downloads. */
 export async function loadBinding(): Promise<LlamaBinding> {

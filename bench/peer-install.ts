@@ -27,7 +27,7 @@ export function ensurePeer(): void {
   const stamp = join(peerModules, '.lock-hash')
   if (existsSync(stamp) && readFileSync(stamp, 'utf8') === hash) return
   process.stderr.write('installing llama.cpp (once) ...\n')
-  npm('ci')
+  // Not "ci": that insists on every optional binary, and some registries do not have those for rarer platforms.
   npm('install', '--no-save', `@node-llama-cpp/${binary}@${peerVersion}`)
   writeFileSync(stamp, hash)
 }

@@ -1,0 +1,66 @@
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { parseArgs } from 'node:util'
+import { rowPlans } from './rows.ts'
+import { type BenchShape, benchShapes, isShapeName } from './shape.ts'
+
+export const usage = `Usage: npm run bench -- [flags]
+
+  --rows REGEX     only rows whose name matches: ${rowPlans
+    .filter(({ format }) => format === 'int8')
+    .map(({ name }) => name)
+    .join(', ')} …
+  --pairs N        alternating pairs of each row (default: 5)
+  --threads N      of each side (default: 2)
+  --json FILE      also write the report there
+  --shape NAME     ${Object.keys(benchShapes).join(' or ')} (default: olmoe-4l)
+  --seed N         of the weights (default: 1)
+  --cache DIR      where weights are kept for the next run, about 11 GB (default: ${join(tmpdir(), 'moesh-bench')})
+  --list           print the names of the rows
+`
+
+export type BenchOptions = {
+  rows: RegExp
+  pairs: number
+  threads: number
+  json: string | undefined
+  shape: BenchShape
+  seed: number
+  cacheDir: string
+}
+
+export class UsageError extends Error {}
+
+/** Errors: UsageError, and those of `parseArgs`. */
+export function readOptions(args: readonly string[]): BenchOptions | 'help' | 'list' {
+  const { values } = parseArgs({
+    args: [...args],
+    options: {
+      rows: { type: 'string', default: '' },
+      pairs: { type: 'string', default: '5' },
+      threads: { type: 'string', default: '2' },
+      json: { type: 'string' },
+      shape: { type: 'string', default: 'olmoe-4l' },
+      seed: { type: 'string', default: '1' },
+      cache: { type: 'string', default: join(tmpdir(), 'moesh-bench') },
+      list: { type: 'boolean', default: false },
+      help: { type: 'boolean', short: 'h', default: false },
+    },
+  })
+  if (values.help) return 'help'
+  if (values.list) return 'list'
+  const whole = (name: string, text: string) => {
+    if (!/^[1-9]\d{0,8}$/.test(text)) throw new UsageError(`--${name}: "${text}" is not a whole number above 0`)
+    return Number(text)
+  }
+  if (!isShapeName(values.shape)) throw new UsageError(`--shape: there is no "${values.shape}"`)
+  return {
+    rows: new RegExp(values.rows),
+    pairs: whole('pairs', values.pairs),
+    threads: whole('threads', values.threads),
+    json: values.json,
+    shape: benchShapes[values.shape],
+    seed: whole('seed', values.seed),
+    cacheDir: values.cache,
+  }
+}
