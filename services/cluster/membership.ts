@@ -1,12 +1,13 @@
-import { asMoeshError } from '../config/errors.ts'
+import { asMoeshError, type MoeshError } from '../config/errors.ts'
 import type { Clock } from './clock.ts'
-import { emptyStatus, type NodeEntry, type NodeGauges, type NodeRecord, type NodeStatus, noGauges } from './node.ts'
-import { type PlacementId, sameId } from './placement.ts'
-import type { BeatReply, Leader, Store } from './store.ts'
+import { emptyStatus, type NodeGauges, type NodeRecord, type NodeStatus, noGauges } from './node.ts'
+import type { Cursor, Store } from './store.ts'
+import { applyOutage, applyReply, type ClusterView, emptyView, type MembershipChange } from './view.ts'
 
 export type MembershipOptions = {
   store: Store
   self: NodeRecord
+  /** At the start; later ones by `update`. */
   status?: NodeStatus
   clock: Clock
   leaseMs: number
@@ -14,262 +15,154 @@ export type MembershipOptions = {
   random: () => number
   /** Called before each beat. */
   gauges?: () => NodeGauges
+  /** Somebody else took the id while the store was away; it is tried again with each beat. */
+  onRefused?: (error: MoeshError) => void
 }
 
-/** The cluster as one process sees it: the last known state while the store is away. Never changed, only replaced. */
-export type ClusterView = {
-  readonly nodes: ReadonlyMap<string, NodeEntry>
-  /** Nodes whose lease ended, for a minute; for people. */
-  readonly lost: ReadonlyMap<string, LostNode>
-  readonly drained: ReadonlySet<string>
-  /** Node id → why. */
-  readonly suspended: ReadonlyMap<string, string>
-  readonly leader: Leader | null
-  readonly target: PlacementId | null
-  readonly active: PlacementId | null
-  /** Changes where the store was replaced by an empty one; 0 before the first contact. */
-  readonly generation: number
-  /** Whether the last beat got through. */
-  readonly isReachable: boolean
-  /** The store was away or is new: nodes that it does not list may be alive. */
-  readonly isSettling: boolean
-}
-
-export type LostNode = { entry: NodeEntry; sinceMs: number; reason: string }
-
-export type MembershipChange =
-  | { kind: 'joined'; id: string }
-  /** Another process under the same id. */
-  | { kind: 'replaced'; id: string }
-  | { kind: 'changed'; id: string }
-  | { kind: 'left'; id: string }
-  | { kind: 'lost'; id: string }
-  | { kind: 'flags' }
-  | { kind: 'leader' }
-  | { kind: 'placement' }
-  | { kind: 'generation' }
-  | { kind: 'reachable'; isReachable: boolean }
+export type MembershipListener = (changes: readonly MembershipChange[], view: ClusterView) => void
 
 export interface Membership {
   /** Registers and starts to beat. Rejects with NODE_ID_TAKEN; where the store is away it goes on trying and resolves. */
   start(): Promise<void>
   view(): ClusterView
   /** Calls after each view that differs, with all that changed, until the result is called. */
-  onChange(listener: (changes: readonly MembershipChange[], view: ClusterView) => void): () => void
-  /** Own status; told to the store soon (within 250 ms), and again after an outage. */
+  onChange(listener: MembershipListener): () => void
+  /** Own status; told to the store soon (within a second), and again after an outage. */
   update(status: NodeStatus): void
   /** Ends the beats and leaves. */
   stop(): Promise<void>
 }
 
-/** A change of the own status is told, and a hint is followed, after so long: what comes together goes together. */
-const gatherMs = 100
-/** What was lost is shown to people for so long. */
-const lostShownMs = 60_000
-const beatMsMax = 1000
-
+/**
+ * A node's place in the cluster. One call per beat, a third of the lease apart, renews its lease, tells its status and
+ * brings what changed; hints make that call come sooner, but not more often than the cluster's size allows.
+ */
 export function createMembership(options: MembershipOptions): Membership {
-  return new BeatingMembership(options)
-}
+  const { store, self, clock, leaseMs, random } = options
+  const listeners = new Set<MembershipListener>()
+  let view = emptyView
+  let status = options.status ?? emptyStatus
+  let isStatusTold = false
+  let cursor: Cursor | null = null
+  let isRegistered = false
+  let isStopped = false
+  let lastBeatMs = -Infinity
+  let timer: { cancel(): void; atMs: number } | null = null
+  let underWay: Promise<void> | null = null
+  let stopHints = () => {}
 
-const emptyView: ClusterView = {
-  nodes: new Map(),
-  lost: new Map(),
-  drained: new Set(),
-  suspended: new Map(),
-  leader: null,
-  target: null,
-  active: null,
-  generation: 0,
-  isReachable: false,
-  isSettling: true,
-}
-
-class BeatingMembership implements Membership {
-  readonly #options: MembershipOptions
-  readonly #beatEveryMs: number
-  readonly #listeners = new Set<(changes: readonly MembershipChange[], view: ClusterView) => void>()
-  #status: NodeStatus
-  #isTold = false
-  #view: ClusterView = emptyView
-  #cursor: BeatReply['cursor'] | null = null
-  #timer: { cancel(): void } | null = null
-  #beating: Promise<void> | null = null
-  #isSoon = false
-  #isRunning = false
-  #unhint: () => void = () => {}
-
-  constructor(options: MembershipOptions) {
-    this.#options = options
-    this.#status = options.status ?? emptyStatus
-    this.#beatEveryMs = Math.min(beatMsMax, options.leaseMs / 3)
-  }
-
-  async start(): Promise<void> {
-    this.#isRunning = true
-    try {
-      await this.#register()
-    } catch (thrown) {
-      if (asMoeshError(thrown).code !== 'STORE_UNREACHABLE') {
-        this.#isRunning = false
-        throw thrown
-      }
-    }
-    this.#unhint = this.#options.store.onHint(() => this.#soon())
-    await this.#beat()
-  }
-
-  view(): ClusterView {
-    return this.#view
-  }
-
-  onChange(listener: (changes: readonly MembershipChange[], view: ClusterView) => void): () => void {
-    this.#listeners.add(listener)
-    return () => this.#listeners.delete(listener)
-  }
-
-  update(status: NodeStatus): void {
-    this.#status = status
-    this.#isTold = false
-    this.#soon()
-  }
-
-  async stop(): Promise<void> {
-    this.#isRunning = false
-    this.#unhint()
-    this.#timer?.cancel()
-    await this.#beating
-    const { id, incarnation } = this.#options.self
-    // A store that is away notices by the lease.
-    await this.#options.store.deregister(id, incarnation).catch(() => {})
-  }
-
-  #soon(): void {
-    if (!this.#isRunning || this.#isSoon) return
-    this.#isSoon = true
-    if (this.#beating === null) this.#schedule(gatherMs)
-  }
-
-  #schedule(delayMs: number): void {
-    this.#timer?.cancel()
-    if (!this.#isRunning) return
-    this.#timer = this.#options.clock.after(delayMs, () => void this.#beat())
-  }
-
-  async #register(): Promise<void> {
-    const { store, self, leaseMs } = this.#options
-    await store.register({ record: self, status: this.#status }, leaseMs)
-    this.#isTold = true
-  }
-
-  #beat(): Promise<void> {
-    this.#beating ??= this.#beatOnce().finally(() => {
-      this.#beating = null
-      this.#schedule(this.#isSoon ? gatherMs : this.#beatEveryMs)
-    })
-    return this.#beating
-  }
-
-  async #beatOnce(): Promise<void> {
-    const { store, self, leaseMs, gauges, random, clock } = this.#options
-    const { id, incarnation } = self
-    this.#isSoon = false
-    const told = this.#status
-    try {
-      const reply = await store.beat({
-        id,
-        incarnation,
-        leaseMs,
-        status: this.#isTold ? null : told,
-        gauges: gauges?.() ?? noGauges,
-        cursor: this.#cursor,
+  function schedule(atMs: number): void {
+    if (isStopped || (timer && timer.atMs <= atMs)) return
+    timer?.cancel()
+    const handle = clock.after(Math.max(0, atMs - clock.nowMs()), () => {
+      timer = null
+      underWay = beat().finally(() => {
+        underWay = null
       })
-      this.#isTold ||= reply.isKnown && told === this.#status
-      this.#cursor = reply.cursor
-      if (!reply.isKnown && this.#isRunning) {
-        // Everybody finds the store empty at once: not everybody should come back at once.
-        await new Promise<void>((resolve) => clock.after((random() * leaseMs) / 6, resolve))
-        await this.#register()
-        this.#isSoon = true
+    })
+    timer = { cancel: () => handle.cancel(), atMs }
+  }
+
+  /** As soon as the cluster's size allows: with many nodes, hints are many. */
+  function hurry(): void {
+    if (underWay === null) schedule(Math.max(clock.nowMs(), lastBeatMs + beatGapMs(view.nodes.size)))
+  }
+
+  async function beat(): Promise<void> {
+    lastBeatMs = clock.nowMs()
+    let nextMs = leaseMs / 3
+    try {
+      if (!isRegistered) await register()
+      const told = isStatusTold ? null : status
+      const reply = await store.beat({
+        id: self.id,
+        incarnation: self.incarnation,
+        leaseMs,
+        status: told,
+        gauges: options.gauges?.() ?? noGauges,
+        cursor,
+      })
+      if (told === status) isStatusTold = reply.isKnown
+      if (!reply.isKnown) {
+        isRegistered = false
+        // All nodes learn at the same time that a store is new; they do not come back at the same time.
+        nextMs = random() * (leaseMs / 3)
       }
-      this.#take(reply)
-    } catch {
-      if (this.#view.isReachable)
-        this.#publish({ ...this.#view, isReachable: false, isSettling: true }, [
-          { kind: 'reachable', isReachable: false },
-        ])
+      cursor = reply.cursor
+      publish(applyReply(view, reply, clock.nowMs()))
+    } catch (thrown) {
+      const error = asMoeshError(thrown)
+      if (error.code === 'NODE_ID_TAKEN') options.onRefused?.(error)
+      else publish(applyOutage(view))
+      nextMs = (leaseMs / 3) * (0.5 + random() / 2)
+    }
+    const hasNews = isRegistered && !isStatusTold && view.isReachable
+    schedule(lastBeatMs + (hasNews ? Math.min(nextMs, beatGapMs(view.nodes.size)) : nextMs))
+  }
+
+  async function register(): Promise<void> {
+    const told = status
+    await store.register({ record: self, status: told }, leaseMs)
+    isRegistered = true
+    isStatusTold = told === status
+  }
+
+  function publish(next: { view: ClusterView; changes: MembershipChange[] }): void {
+    view = next.view
+    if (next.changes.length === 0) return
+    for (const listener of listeners) listener(next.changes, view)
+  }
+
+  /** A process that was killed and came back finds its own old lease running, so it is patient for that long. */
+  async function registerFirst(): Promise<void> {
+    const giveUpMs = clock.nowMs() + 1.5 * leaseMs
+    for (;;) {
+      try {
+        return await register()
+      } catch (thrown) {
+        const error = asMoeshError(thrown)
+        if (error.code !== 'NODE_ID_TAKEN') return
+        if (clock.nowMs() >= giveUpMs) throw error
+        await new Promise<void>((resolve) => void clock.after(leaseMs / 6, resolve))
+      }
     }
   }
 
-  #take(reply: BeatReply): void {
-    const before = this.#view
-    const nowMs = this.#options.clock.nowMs()
-    const changes: MembershipChange[] = []
-    const isNew = reply.cursor.generation !== before.generation
-    // A store that was emptied lists only who came back so far: who is missing is kept until it has met everybody.
-    const isSettling = reply.graceMs > 0
-    const nodes = new Map(reply.isFull && !isSettling ? [] : before.nodes)
-    const lost = new Map([...before.lost].filter(([, { sinceMs }]) => nowMs - sinceMs < lostShownMs))
-    for (const entry of reply.nodes) {
-      const known = before.nodes.get(entry.record.id)
-      nodes.set(entry.record.id, entry)
-      lost.delete(entry.record.id)
-      if (!known) changes.push({ kind: 'joined', id: entry.record.id })
-      else if (known.record.incarnation !== entry.record.incarnation) {
-        changes.push({ kind: 'replaced', id: entry.record.id })
-      } else if (JSON.stringify(known.status) !== JSON.stringify(entry.status)) {
-        changes.push({ kind: 'changed', id: entry.record.id })
+  return {
+    async start() {
+      await registerFirst()
+      if (isStopped) return
+      stopHints = store.onHint(hurry)
+      underWay = beat()
+      await underWay
+      underWay = null
+    },
+    view: () => view,
+    onChange(listener) {
+      listeners.add(listener)
+      return () => {
+        listeners.delete(listener)
       }
-    }
-    const left = new Map(reply.left.map(({ id, expired }) => [id, expired]))
-    for (const [id, entry] of before.nodes) {
-      const isGone = left.has(id) || !nodes.has(id)
-      if (!isGone || reply.nodes.some(({ record }) => record.id === id)) continue
-      nodes.delete(id)
-      const expired = left.get(id) ?? true
-      changes.push({ kind: expired ? 'lost' : 'left', id })
-      if (expired) lost.set(id, { entry, sinceMs: nowMs, reason: 'its lease ended' })
-    }
-    if (!sameSet(reply.drained, before.drained) || !sameMap(reply.suspended, before.suspended)) {
-      changes.push({ kind: 'flags' })
-    }
-    if (reply.leader?.id !== before.leader?.id || reply.leader?.token !== before.leader?.token) {
-      changes.push({ kind: 'leader' })
-    }
-    if (!sameId(reply.target, before.target) || !sameId(reply.active, before.active))
-      changes.push({ kind: 'placement' })
-    if (isNew) changes.push({ kind: 'generation' })
-    if (!before.isReachable) changes.push({ kind: 'reachable', isReachable: true })
-    this.#publish(
-      {
-        nodes,
-        lost,
-        drained: new Set(reply.drained),
-        suspended: reply.suspended,
-        leader: reply.leader,
-        target: reply.target,
-        active: reply.active,
-        generation: reply.cursor.generation,
-        isReachable: true,
-        isSettling,
-      },
-      changes,
-    )
-    // The full list again when the grace is over: only it tells who did not come back.
-    if (isSettling) this.#cursor = null
-  }
-
-  #publish(view: ClusterView, changes: readonly MembershipChange[]): void {
-    this.#view = view
-    if (changes.length === 0) return
-    for (const listener of [...this.#listeners]) listener(changes, view)
+    },
+    update(next) {
+      if (JSON.stringify(next) === JSON.stringify(status)) return
+      status = next
+      isStatusTold = false
+      if (isRegistered) hurry()
+    },
+    async stop() {
+      isStopped = true
+      stopHints()
+      timer?.cancel()
+      await underWay
+      listeners.clear()
+      // A store that is away finds out by silence.
+      await store.deregister(self.id, self.incarnation).catch(asMoeshError)
+    },
   }
 }
 
-function sameSet(a: readonly string[], b: ReadonlySet<string>): boolean {
-  return a.length === b.size && a.every((item) => b.has(item))
-}
-
-function sameMap(a: ReadonlyMap<string, string>, b: ReadonlyMap<string, string>): boolean {
-  return a.size === b.size && [...a].every(([key, value]) => b.get(key) === value)
+/** Shortest time between two beats: what 100 nodes hear of each other stays below 200 beats a second. */
+function beatGapMs(nodes: number): number {
+  return Math.min(1000, Math.max(250, 5 * nodes))
 }

@@ -1,7 +1,7 @@
 import { MoeshError } from '../config/errors.ts'
 import type { NodeEntry, NodeGauges } from './node.ts'
 import { type Placement, sameId } from './placement.ts'
-import type { ClusterEvent, JournalRecord, PublishedLoad, Store } from './store.ts'
+import type { ClusterEvent, DrainedBy, JournalRecord, PublishedLoad, Store } from './store.ts'
 import { eventsMax, flagsMax, journalMax, kvBlocksMax, loadsMax } from './store-limits.ts'
 
 export type MemoryStoreOptions = {
@@ -23,7 +23,7 @@ export function createMemoryStore({ nowMs }: MemoryStoreOptions): Store {
   let floor = 0
   const nodes = new Map<string, Kept>()
   const gone = new Map<string, { version: number; expired: boolean }>()
-  const drained = new Set<string>()
+  const drained = new Map<string, DrainedBy>()
   const suspended = new Map<string, string>()
   let lead: { id: string; incarnation: string; token: number; endMs: number } | null = null
   let target: Placement | null = null
@@ -124,7 +124,7 @@ export function createMemoryStore({ nowMs }: MemoryStoreOptions): Store {
               .filter(([, one]) => one.version > since)
               .map(([goneId, { expired }]) => ({ id: goneId, expired })),
         graceMs: Math.max(0, graceEndMs - now),
-        drained: [...drained],
+        drained: new Map(drained),
         suspended: new Map(suspended),
         leader:
           lead !== null && lead.endMs > now
@@ -186,10 +186,10 @@ export function createMemoryStore({ nowMs }: MemoryStoreOptions): Store {
       }
     },
 
-    async setDrained(id, isDrained) {
-      if (isDrained) {
+    async setDrained(id, by) {
+      if (by !== null) {
         setFlag(drained.size, drained.has(id))
-        drained.add(id)
+        drained.set(id, by)
       } else drained.delete(id)
       hint()
     },

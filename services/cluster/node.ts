@@ -2,7 +2,7 @@ import { z } from 'zod'
 
 /**
  * What is known of a node. A record says what the process is and never changes in its life; a status changes when shards
- * come and go; gauges change all the time and matter only to people.
+ * come and go; gauges change all the time and matter only to people and to the number of nodes.
  */
 
 /** What peers must agree on to understand each other's frames. */
@@ -53,10 +53,21 @@ export const nodeGaugesSchema = z.object({
   runningRequests: z.number().nonnegative(),
   queuedRequests: z.number().nonnegative(),
   tokensPerSecond: z.number().nonnegative(),
+  /** Share of the time that the ranks compute, their mean, 0 to 1; a recent one. Older nodes say nothing. */
+  busy: z.number().nonnegative().default(0),
+  /** How long a call waits on the node before its rows are computed; a recent mean. */
+  queueMs: z.number().nonnegative().default(0),
 })
 export type NodeGauges = z.infer<typeof nodeGaugesSchema>
 
-export const noGauges: NodeGauges = { rowsPerSecond: 0, runningRequests: 0, queuedRequests: 0, tokensPerSecond: 0 }
+export const noGauges: NodeGauges = {
+  rowsPerSecond: 0,
+  runningRequests: 0,
+  queuedRequests: 0,
+  tokensPerSecond: 0,
+  busy: 0,
+  queueMs: 0,
+}
 
 /** A node as the store lists it. */
 export type NodeEntry = { record: NodeRecord; status: NodeStatus }

@@ -140,8 +140,8 @@ function redisStore(client: RedisClient, cluster: string): Store {
       return { target: parse(targetBody), active: parse(activeBody) }
     },
 
-    async setDrained(id, isDrained) {
-      await setFlag(drained, id, isDrained ? '1' : null)
+    async setDrained(id, by) {
+      await setFlag(drained, id, by)
     },
 
     async setSuspended(id, reason) {
@@ -293,7 +293,7 @@ function parseBeat(reply: unknown): BeatReply {
     nodes: entries,
     left: pairs(left).map(([id, expired]) => ({ id, expired: expired === '1' })),
     graceMs,
-    drained,
+    drained: new Map(pairs(drained).map(([id, by]) => [id, by === 'scaling' ? 'scaling' : 'operator'])),
     suspended: new Map(pairs(suspended)),
     leader,
     target,

@@ -41,8 +41,8 @@ export interface Store {
   /** Target and active, where they differ from `known`; null where they don't or there is none. */
   readPlacement(known: KnownPlacement): Promise<{ target: Placement | null; active: Placement | null }>
 
-  /** Keeps a node empty, or takes it back. Needs no living node of that name. */
-  setDrained(id: string, isDrained: boolean): Promise<void>
+  /** Keeps a node empty on somebody's behalf, or takes it back (null). Needs no living node of that name. */
+  setDrained(id: string, by: DrainedBy | null): Promise<void>
   /** Takes a node out because its rows were wrong (`reason`), or back (null). */
   setSuspended(id: string, reason: string | null): Promise<void>
 
@@ -76,6 +76,9 @@ export interface Store {
   close(): Promise<void>
 }
 
+/** An operator says when a drained node comes back; what was drained to scale down is about to go. */
+export type DrainedBy = 'operator' | 'scaling'
+
 export type Beat = {
   id: string
   incarnation: string
@@ -101,7 +104,7 @@ export type BeatReply = {
   left: { id: string; expired: boolean }[]
   /** While above 0, the store has not heard of everybody yet: who is missing may be alive. */
   graceMs: number
-  drained: string[]
+  drained: Map<string, DrainedBy>
   suspended: Map<string, string>
   leader: Leader | null
   target: PlacementId | null

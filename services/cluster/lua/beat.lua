@@ -4,7 +4,7 @@
 -- ARGV  1 id, 2 incarnation, 3 lease in ms, 4 status (JSON; empty: as before), 5 gauges (JSON),
 --       6 generation and 7 version of the cursor (both 0: everything)
 -- Result  {known 0/1, full 0/1, generation, version, grace left in ms, {id, record, status, ...}, {gone id, expired 0/1, ...},
---         {drained id, ...}, {suspended id, reason, ...}, {leader id, incarnation, token, lease left in ms} or {},
+--         {drained id, by whom, ...}, {suspended id, reason, ...}, {leader id, incarnation, token, lease left in ms} or {},
 --         {target epoch, token} or {}, {active epoch, token} or {}}
 local id = ARGV[1]
 local now = nowMs()
@@ -68,5 +68,5 @@ local function identity(key)
 end
 return {
   known and 1 or 0, full and 1 or 0, meta[1], meta[2], digits(math.max(0, grace - now)), nodes, left,
-  redis.call('HKEYS', KEYS[9]), redis.call('HGETALL', KEYS[10]), leader, identity(KEYS[12]), identity(KEYS[13]),
+  redis.call('HGETALL', KEYS[9]), redis.call('HGETALL', KEYS[10]), leader, identity(KEYS[12]), identity(KEYS[13]),
 }
