@@ -9,6 +9,7 @@ export const wireTypes = { varint: 0, fixed64: 1, bytes: 2, fixed32: 5 } as cons
 /** Bytes of a tag, for the fields 1 … 15 that we use. */
 export const tagBytes = 1
 export const fixed32Bytes = tagBytes + 4
+export const fixed64Bytes = tagBytes + 8
 
 /** Writes fields to a buffer of exactly the right size. */
 export class WireWriter {
@@ -22,6 +23,12 @@ export class WireWriter {
   fixed32(field: number, value: number): void {
     this.#tag(field, wireTypes.fixed32)
     this.at = this.buffer.writeUInt32LE(value, this.at)
+  }
+
+  /** Up to 2^53. */
+  fixed64(field: number, value: number): void {
+    this.#tag(field, wireTypes.fixed64)
+    this.at = this.buffer.writeBigUInt64LE(BigInt(value), this.at)
   }
 
   float(field: number, value: number): void {
@@ -116,6 +123,14 @@ export class WireReader {
   fixed32(): number {
     this.#expect(wireTypes.fixed32)
     return this.#view.getUint32(this.#start, true)
+  }
+
+  /** Errors: INVALID_ARGUMENT for more than 2^53. */
+  fixed64(): number {
+    this.#expect(wireTypes.fixed64)
+    const value = Number(this.#view.getBigUint64(this.#start, true))
+    if (!Number.isSafeInteger(value)) throw invalid(`field ${this.field} is larger than 2^53`)
+    return value
   }
 
   float(): number {
