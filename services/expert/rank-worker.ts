@@ -130,7 +130,7 @@ function unload(layer: number, experts: readonly number[]): void {
  * Rows of one run of a session. A long prompt's rows go in several, which bounds what a run takes beside the weights
  * and keeps its intermediate values in the caches.
  */
-const runRowsMax = 1024
+const runRowsMax = 512
 
 /** Outputs `from` … of a run belong to `count` rows of the shared outputs from `to` on. */
 type Segment = { from: number; to: number; count: number }

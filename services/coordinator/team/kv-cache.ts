@@ -7,6 +7,9 @@ export function kvCapacity(tokens: number): number {
   return Math.ceil(tokens / kvBlockTokens) * kvBlockTokens
 }
 
+/** Freed arrays that one thread keeps to use again: growing sequences take them every 64 tokens. */
+const keptBytesMax = 16 << 20
+
 /** Keys and values of one sequence in one layer, for the KV heads of one thread: [heads, capacity, headDim] each. */
 export type LayerCache = { k: Float32Array; v: Float32Array; capacity: number }
 
@@ -18,6 +21,7 @@ export class KvCache {
   readonly #layers: readonly { heads: number; headDim: number }[]
   readonly #slots = new Map<number, LayerCache[]>()
   readonly #free = new Map<number, Float32Array[]>()
+  #keptBytes = 0
 
   constructor(layers: readonly { heads: number; headDim: number }[]) {
     this.#layers = layers
@@ -81,13 +85,17 @@ export class KvCache {
   }
 
   #take(length: number): Float32Array {
-    return this.#free.get(length)?.pop() ?? new Float32Array(length)
+    const kept = this.#free.get(length)?.pop()
+    if (kept === undefined) return new Float32Array(length)
+    this.#keptBytes -= kept.byteLength
+    return kept
   }
 
   #release(array: Float32Array): void {
-    if (array.length === 0) return
+    if (array.length === 0 || this.#keptBytes + array.byteLength > keptBytesMax) return
     const kept = this.#free.get(array.length) ?? []
-    if (kept.length < 2 * this.#layers.length) kept.push(array)
+    kept.push(array)
+    this.#keptBytes += array.byteLength
     this.#free.set(array.length, kept)
   }
 }
