@@ -1,4 +1,4 @@
-import { type DestinationStream, destination, type Level, type Logger as PinoLogger, pino } from 'pino'
+import { type DestinationStream, destination, type Level, type Logger as PinoLogger, pino, stdSerializers } from 'pino'
 import { build as prettyStream } from 'pino-pretty'
 
 export type Logger = PinoLogger
@@ -22,5 +22,7 @@ export function createLogger(options: LogOptions): Logger {
 
 /** JSON lines to a stream of the caller's. */
 export function createLoggerTo(stream: DestinationStream, level: LogOptions['level']): Logger {
-  return pino({ level, base: null, formatters: { level: (label) => ({ level: label }) } }, stream)
+  // An Error has no fields of its own to print: without the serializer a line would say {}.
+  const serializers = { error: stdSerializers.err }
+  return pino({ level, base: null, formatters: { level: (label) => ({ level: label }) }, serializers }, stream)
 }
