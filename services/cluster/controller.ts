@@ -1,12 +1,14 @@
-import { asMoeshError } from '../config/errors.ts'
+import { asMoeshError, MoeshError } from '../config/errors.ts'
 import type { Clock } from './clock.ts'
 import { decodeHeld } from './held.ts'
+import { createElection, type Election } from './leader.ts'
 import { mergeLoads } from './load.ts'
-import type { ClusterView, Membership } from './membership.ts'
+import type { Membership } from './membership.ts'
 import { protocolVersion } from './node.ts'
 import { copiesOf, type Placement, type PlacementId, sameId, shardsOf, weightUnit } from './placement.ts'
 import { type Plan, type PlannerLayer, type PlannerNode, planPlacement } from './planner/plan.ts'
 import type { ClusterEvent, Store } from './store.ts'
+import type { ClusterView } from './view.ts'
 
 export type ControllerOptions = {
   store: Store
@@ -44,8 +46,7 @@ export class Controller {
   readonly #options: ControllerOptions
   #active: Placement | null = null
   #target: Placement | null = null
-  #token: number | null = null
-  #lastLeadMs = Number.NEGATIVE_INFINITY
+  readonly #election: Election
   #lastLoadPlanMs = Number.NEGATIVE_INFINITY
   #timer: { cancel(): void } | null = null
   #ticking: Promise<void> | null = null
@@ -56,6 +57,17 @@ export class Controller {
 
   constructor(options: ControllerOptions) {
     this.#options = options
+    const { store, self, clock, leaseMs } = options
+    this.#election = createElection({
+      store,
+      self,
+      clock,
+      leaseMs,
+      onChange: (token) => {
+        if (token !== null) void this.#say('leader', self.id, `${self.id} leads the cluster`)
+        this.poke()
+      },
+    })
   }
 
   async start(): Promise<void> {
@@ -64,6 +76,7 @@ export class Controller {
       this.#tellChanges(changes, view)
       this.poke()
     })
+    this.#election.start()
     await this.#tick()
   }
 
@@ -74,7 +87,7 @@ export class Controller {
   }
 
   isLeader(): boolean {
-    return this.#token !== null
+    return this.#election.token() !== null
   }
 
   active(): Placement | null {
@@ -86,8 +99,7 @@ export class Controller {
     this.#unsubscribe()
     this.#timer?.cancel()
     await this.#ticking
-    const { store, self } = this.#options
-    if (this.#token !== null) await store.resign(self.id, self.incarnation).catch(() => {})
+    await this.#election.stop()
   }
 
   /** Plans from what is seen now; writes the plan as the target unless it is a dry run. Errors: NOT_LEADER. */
@@ -110,8 +122,8 @@ export class Controller {
     this.#ticking ??= this.#act()
       .catch((thrown: unknown) => {
         const { code } = asMoeshError(thrown)
-        if (code === 'NOT_LEADER') this.#token = null
-        else if (code !== 'STORE_UNREACHABLE') this.#options.report(thrown)
+        // Deposed meanwhile: the store refused it, and the election will say so.
+        if (code !== 'NOT_LEADER' && code !== 'STORE_UNREACHABLE') this.#options.report(thrown)
       })
       .finally(() => {
         this.#ticking = null
@@ -123,31 +135,12 @@ export class Controller {
 
   async #act(): Promise<void> {
     const { membership } = this.#options
-    await this.#lead()
     await this.#readPlacements(membership.view())
-    if (this.#token === null) return
+    if (!this.isLeader()) return
     const view = membership.view()
     const why = this.#whyPlan(view) ?? (await this.#whyRebalance(view))
     if (why !== null) await this.#replan(view, why)
     await this.#activateIfHeld(membership.view())
-  }
-
-  /** Takes or renews the leadership, at a third of the lease. */
-  async #lead(): Promise<void> {
-    const { store, self, leaseMs, clock } = this.#options
-    const nowMs = clock.nowMs()
-    if (nowMs - this.#lastLeadMs < leaseMs / 3) return
-    this.#lastLeadMs = nowMs
-    try {
-      const leader = await store.lead(self.id, self.incarnation, leaseMs)
-      const isMine = leader.id === self.id && leader.incarnation === self.incarnation
-      if (isMine && this.#token === null) await this.#say('leader', self.id, `${self.id} leads the cluster`)
-      this.#token = isMine ? leader.token : null
-    } catch (thrown) {
-      // Whoever can't renew must not write; the store would refuse it too.
-      this.#token = null
-      throw thrown
-    }
   }
 
   async #readPlacements(view: ClusterView): Promise<void> {
@@ -280,6 +273,8 @@ export class Controller {
 
   async #writeTarget(plan: Plan, view: ClusterView, why: string): Promise<Placement> {
     const { store, modelDigest, nowUnixMs } = this.#options
+    const token = this.#election.token()
+    if (token === null) throw new MoeshError('NOT_LEADER', 'another coordinator leads by now', 'try again')
     const eligible = this.#eligible(view)
     const nodes = eligible.map(({ id }) => id)
     const index = new Map(nodes.map((id, at) => [id, at]))
@@ -294,7 +289,7 @@ export class Controller {
     const first = eligible[0]
     const placement: Placement = {
       epoch: Math.max(this.#target?.epoch ?? 0, this.#active?.epoch ?? 0) + 1,
-      token: this.#token ?? 0,
+      token,
       modelDigest,
       numerics: (first && view.nodes.get(first.id)?.record.numerics) ?? '',
       createdUnixMs: nowUnixMs(),
@@ -311,7 +306,8 @@ export class Controller {
 
   async #activateIfHeld(view: ClusterView): Promise<void> {
     const target = this.#target
-    if (target === null || this.#token === null || sameId(idOf(target), idOf(this.#active))) return
+    const token = this.#election.token()
+    if (target === null || token === null || sameId(idOf(target), idOf(this.#active))) return
     for (const node of target.nodes) {
       const status = view.nodes.get(node)?.status
       const held = status ? decodeHeld(status.held) : new Map<number, Set<number>>()
@@ -319,7 +315,7 @@ export class Controller {
         for (const expert of experts) if (!held.get(layer)?.has(expert)) return
       }
     }
-    await this.#options.store.activate({ epoch: target.epoch, token: target.token }, this.#token)
+    await this.#options.store.activate({ epoch: target.epoch, token: target.token }, token)
     this.#active = target
     this.#options.onPlacement(target)
     await this.#say('epoch.active', '', `epoch ${target.epoch} is active`)
@@ -330,7 +326,7 @@ export class Controller {
   }
 
   #tellChanges(changes: Parameters<Parameters<Membership['onChange']>[0]>[0], view: ClusterView): void {
-    if (this.#token === null) return
+    if (!this.isLeader()) return
     const texts = {
       joined: 'joined',
       replaced: 'came back as a new process',

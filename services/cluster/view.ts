@@ -1,6 +1,6 @@
 import type { NodeEntry } from './node.ts'
 import { type PlacementId, sameId } from './placement.ts'
-import type { BeatReply, Leader } from './store.ts'
+import type { DrainedBy, BeatReply, Leader } from './store.ts'
 
 /**
  * The cluster as one process sees it: what the store said last. Never changed, only replaced. This file turns a reply of
@@ -10,7 +10,7 @@ export type ClusterView = {
   readonly nodes: ReadonlyMap<string, NodeEntry>
   /** Nodes whose lease ended, for a minute; for people. */
   readonly lost: ReadonlyMap<string, LostNode>
-  readonly drained: ReadonlySet<string>
+  readonly drained: ReadonlyMap<string, DrainedBy>
   /** Node id → why. */
   readonly suspended: ReadonlyMap<string, string>
   readonly leader: Leader | null
@@ -45,7 +45,7 @@ export type MembershipChange =
 export const emptyView: ClusterView = {
   nodes: new Map(),
   lost: new Map(),
-  drained: new Set(),
+  drained: new Map(),
   suspended: new Map(),
   leader: null,
   target: null,
@@ -108,7 +108,7 @@ export function applyReply(
   // A new store knows no flags until the leader has written them again: a suspended node must not be used meanwhile.
   const isSettling = reply.graceMs > 0
   const keepsFlags = isNewStore || (isSettling && unheard.size > 0)
-  const drained = new Set([...(keepsFlags ? view.drained : []), ...reply.drained])
+  const drained = new Map([...(keepsFlags ? view.drained : []), ...reply.drained])
   const suspended = new Map([...(keepsFlags ? view.suspended : []), ...reply.suspended])
   if (!sameKeys(drained, view.drained) || !sameKeys(suspended, view.suspended)) changes.push({ kind: 'flags' })
   if (reply.leader?.token !== view.leader?.token) changes.push({ kind: 'leader' })

@@ -1,4 +1,4 @@
-import type { ClusterView } from '../cluster/membership.ts'
+import type { ClusterView } from '../cluster/view.ts'
 import {
   connectExpertNode,
   type ExpertConnectionOptions,
