@@ -21,6 +21,7 @@ export type AssignedOptions = {
 
 /** Shards that are fetched and loaded at once: enough to overlap the two, few enough to bound memory and disk. */
 const batchShards = 16
+const fetchesAtOnce = 4
 const retryMs = 1000
 
 /**
@@ -123,7 +124,9 @@ export class Assigned {
     const { nodeId, host } = this.#options
     const target = this.#target
     const { load, unload } = assignment(nodeId, target, this.#active, host.held())
-    for (let from = 0; from < load.length && target === this.#target; from += batchShards) {
+    for (let from = 0; from < load.length; from += batchShards) {
+      // Another placement is there: the next pass begins with what it wants.
+      if (this.#isDirty) return
       await this.#load(load.slice(from, from + batchShards))
       this.#reason = `loading, ${Math.max(0, load.length - from - batchShards)} shards to go`
       this.#tell()
@@ -148,7 +151,12 @@ export class Assigned {
     const { sources, host } = this.#options
     const ready: ReadyShard[] = []
     try {
-      for (const shard of shards) ready.push(await sources.get(shard))
+      for (let from = 0; from < shards.length; from += fetchesAtOnce) {
+        const wanted = shards.slice(from, from + fetchesAtOnce)
+        const fetched = await Promise.allSettled(wanted.map((shard) => sources.get(shard)))
+        for (const result of fetched) if (result.status === 'fulfilled') ready.push(result.value)
+        for (const result of fetched) if (result.status === 'rejected') throw result.reason
+      }
       await host.load(ready.map(({ source }) => source))
     } finally {
       await Promise.all(ready.map(({ release }) => release()))

@@ -1,4 +1,5 @@
 import { createHash, randomUUID } from 'node:crypto'
+import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Server } from '@grpc/grpc-js'
@@ -14,6 +15,8 @@ import { advertisedAddress, openProcessSecurity, randomId } from '../config/iden
 import type { ExpertSettings, RunningProcess } from '../config/process.ts'
 import { roleInterceptor, type Security } from '../config/tls.ts'
 import { version } from '../config/version.ts'
+import { systemClock as dispatchClock } from '../dispatch/clock.ts'
+import { RateLimit } from '../dispatch/rate-limit.ts'
 import { addShardService } from '../dispatch/shard-service.ts'
 import { type Manifest, manifestSchema } from '../pack/manifest.ts'
 import { openPack, type PackReader } from '../pack/reader.ts'
@@ -23,14 +26,16 @@ import { createStage, removeStage } from '../runtime/stage.ts'
 import type { Logger } from '../telemetry/log.ts'
 import { Assigned } from './assigned.ts'
 import { createLocalHost } from './local-host.ts'
+import { Peers } from './peers.ts'
 import { addExpertService, expertServerOptions } from './server.ts'
 import { ShardCache } from './shard-cache.ts'
-import { connectShardPeer, type ShardPeer } from './shard-peer.ts'
 import { ShardSources } from './shard-sources.ts'
 
 /** Share of the memory free at start that shards may take where `--memory` says nothing. */
 const memoryShare = 0.8
 const lookEveryMs = 500
+/** Of all shards that a node fetches: most of a 2.5 Gbit/s network, so that rows always have the rest. */
+const fetchBytesPerSecond = 256 * 1024 * 1024
 
 /**
  * An expert node: joins the cluster, loads what the placement gives it, computes rows for every coordinator. It keeps no
@@ -47,7 +52,7 @@ export async function startExpertNode(settings: ExpertSettings, log: Logger): Pr
   const tls = settings.store.startsWith('rediss:') ? { tls: security.redisTls() } : {}
   const storeOptions = { url: settings.store, cluster: settings.cluster, ...tls }
   const store = opened.adopt(await openRedisStore(storeOptions), (it) => it.close())
-  const peers = new Peers(security)
+  const peers = new Peers(id, security)
   opened.defer(() => peers.close())
 
   const model = await findModel(settings, store, peers, { id, incarnation, leaseMs }, log)
@@ -60,8 +65,10 @@ export async function startExpertNode(settings: ExpertSettings, log: Logger): Pr
   const memoryBytes = settings.memory ?? Math.floor(process.availableMemory() * memoryShare)
   const cache = await ShardCache.open({
     dir: join(settings.cache, 'shards'),
-    spillDir: join(stageDir, 'spill'),
-    bytesMax: Number.MAX_SAFE_INTEGER,
+    // Another disk, if the cache's is full.
+    spillDir: opened.adopt(createStage(join(tmpdir(), 'moesh-spill')), removeStage),
+    // What it holds, and as much that it held before: a node that comes back finds most of what it gets again.
+    bytesMax: 2 * memoryBytes,
     report: (error) => log.warn({ error }, 'shard cache'),
   })
   const host = opened.adopt(await createLocalHost({ spec, format, ranks, provider, stageDir }), (it) => it.close())
@@ -87,7 +94,15 @@ export async function startExpertNode(settings: ExpertSettings, log: Logger): Pr
     nowMs: () => performance.now(),
     onProblem: (error) => log.warn({ error }, 'a coordinator was refused'),
   })
-  addShardService(server, { library: { manifest: () => undefined, find: (sha256) => cache.find(sha256) } })
+  const sources = new ShardSources({
+    manifest,
+    pack: model.pack,
+    cache,
+    peers: (shard) => peers.holders(shard),
+    limit: new RateLimit(fetchBytesPerSecond, dispatchClock),
+    report: (error) => log.warn({ error }, 'a source of shards'),
+  })
+  addShardService(server, { library: { manifest: () => undefined, find: (sha256) => sources.find(sha256) } })
   const health = new HealthImplementation({ '': 'NOT_SERVING', liveness: 'SERVING' })
   health.addToServer(server)
   const grpc = await listen(server, settings.grpc, security)
@@ -123,12 +138,8 @@ export async function startExpertNode(settings: ExpertSettings, log: Logger): Pr
       return { ...noGauges, rowsPerSecond }
     },
   })
-  const sources = new ShardSources(manifest, model.pack, cache, () => peers.list())
   const assigned = new Assigned({ nodeId: id, host, store, membership, sources, log })
-  membership.onChange((_, view) => {
-    const coordinators = [...view.nodes.values()].filter(({ record }) => record.role === 'coordinator')
-    peers.update(coordinators.map(({ record }) => record))
-  })
+  membership.onChange((_, view) => peers.update(view.nodes.values()))
   await membership.start()
   opened.defer(() => membership.stop())
   assigned.start()
@@ -176,8 +187,8 @@ async function findModel(
   for (;;) {
     // Not registered yet, so this only looks.
     const seen = await store.beat({ ...self, status: null, gauges: noGauges, cursor: null }).catch(() => null)
-    peers.update((seen?.nodes ?? []).filter(({ record }) => record.role === 'coordinator').map(({ record }) => record))
-    for (const peer of peers.list()) {
+    peers.update(seen?.nodes ?? [])
+    for (const peer of peers.coordinators()) {
       try {
         const bytes = await peer.manifest(null)
         const manifest = manifestSchema.parse(JSON.parse(Buffer.from(bytes).toString('utf8')))
@@ -189,41 +200,6 @@ async function findModel(
     if (!isTold) log.info('waiting for a coordinator that serves a model')
     isTold = true
     await sleep(lookEveryMs)
-  }
-}
-
-/** Connections to the coordinators, to fetch shards from. */
-class Peers {
-  readonly #security: Security
-  readonly #peers = new Map<string, { address: string; peer: ShardPeer }>()
-
-  constructor(security: Security) {
-    this.#security = security
-  }
-
-  list(): ShardPeer[] {
-    return [...this.#peers.values()].map(({ peer }) => peer)
-  }
-
-  update(records: readonly { id: string; address: string }[]): void {
-    const wanted = new Map(records.map(({ id, address }) => [id, address]))
-    for (const [id, { address, peer }] of this.#peers) {
-      if (wanted.get(id) === address) continue
-      peer.close()
-      this.#peers.delete(id)
-    }
-    for (const [id, address] of wanted) {
-      if (this.#peers.has(id)) continue
-      const { credentials, options } = this.#security.dial('coordinator')
-      this.#peers.set(id, {
-        address,
-        peer: connectShardPeer({ name: id, address, credentials, channelOptions: options }),
-      })
-    }
-  }
-
-  close(): void {
-    for (const { peer } of this.#peers.values()) peer.close()
   }
 }
 

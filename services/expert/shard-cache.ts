@@ -57,6 +57,7 @@ export class ShardCache {
   readonly #tag = randomBytes(4).toString('hex')
   #usedBytes = 0
   #isUsable = true
+  #isFull = false
 
   private constructor(options: ShardCacheOptions) {
     this.#options = options
@@ -98,22 +99,31 @@ export class ShardCache {
   }
 
   async #provide(ref: ShardRef, source: ShardBytes): Promise<ShardFile> {
+    if (!this.#isUsable) return this.#spill(ref, source)
     if (await this.#isSound(ref)) return this.#use(ref)
-    if (this.#isUsable && (await this.#makeRoom(ref.bytes))) {
+    if (await this.#makeRoom(ref.bytes)) {
       try {
         await this.#fill(this.#options.dir, ref, source)
         this.#entries.set(ref.sha256, { bytes: ref.bytes, users: 0 })
         this.#usedBytes += ref.bytes
+        this.#isFull = false
         return this.#use(ref)
       } catch (thrown) {
         if (!isDiskError(thrown)) throw thrown
-        const why = thrown instanceof Error ? thrown.message : ''
-        this.#options.report(
-          new MoeshError('MEMORY_EXHAUSTED', `the shard cache ${this.#options.dir} cannot take a shard: ${why}`),
-        )
+        this.#tellFull(thrown)
       }
     }
     return this.#spill(ref, source)
+  }
+
+  /** Once, until something can be written again. */
+  #tellFull(thrown: unknown): void {
+    if (this.#isFull) return
+    this.#isFull = true
+    const why = thrown instanceof Error ? thrown.message : String(thrown)
+    this.#options.report(
+      new MoeshError('MEMORY_EXHAUSTED', `the shard cache ${this.#options.dir} cannot take a shard: ${why}`),
+    )
   }
 
   async #spill(ref: ShardRef, source: ShardBytes): Promise<ShardFile> {

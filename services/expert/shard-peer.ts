@@ -74,6 +74,8 @@ export function connectShardPeer(options: ShardPeerOptions): ShardPeer {
     },
     async *fetch(sha256, offset) {
       const stream = client.makeServerStreamRequest(fetchPath, same, same, encodeFetchRequest({ sha256, offset }))
+      // Whoever stops reading early cancels, and a cancelled stream tells of it once more.
+      stream.on('error', () => {})
       let isStalled = false
       const stall = () => {
         isStalled = true

@@ -10,6 +10,7 @@ import {
   writeSync,
 } from 'node:fs'
 import { createRequire } from 'node:module'
+import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { MoeshError } from '../config/errors.ts'
 import type { FilePiece, Graph, Weight } from '../graph/graph.ts'
@@ -80,6 +81,16 @@ export function runtimeVersion(): string {
 
 /** Throws PROVIDER_UNAVAILABLE where the execution provider can't be had; it is never replaced by another. */
 export function createSession(graph: Graph, options: SessionOptions): Session {
+  try {
+    return createStagedSession(graph, options)
+  } catch (thrown) {
+    if (!(thrown instanceof Error && 'code' in thrown && thrown.code === 'ENOSPC')) throw thrown
+    // A cache that filled its disk must not keep a node from its weights; the system's own directory may be another.
+    return createStagedSession(graph, { ...options, stageDir: tmpdir() })
+  }
+}
+
+function createStagedSession(graph: Graph, options: SessionOptions): Session {
   const { binding } = runtimeBinding()
   mkdirSync(options.stageDir, { recursive: true })
   const dir = mkdtempSync(join(options.stageDir, 'session-'))
