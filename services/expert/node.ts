@@ -63,10 +63,14 @@ export async function startExpertNode(settings: ExpertSettings, log: Logger): Pr
   const numerics = expertNumerics({ stageDir, provider, avoidSaturation, format })
   const ranks = settings.ranks ?? (provider === 'cpu' ? navigator.hardwareConcurrency : 1)
   const memoryBytes = settings.memory ?? Math.floor(process.availableMemory() * memoryShare)
+  let spillDir: string | null = null
+  opened.defer(() => {
+    if (spillDir !== null) removeStage(spillDir)
+  })
   const cache = await ShardCache.open({
     dir: join(settings.cache, 'shards'),
     // Another disk, if the cache's is full.
-    spillDir: opened.adopt(createStage(join(tmpdir(), 'moesh-spill')), removeStage),
+    spillDir: () => (spillDir ??= createStage(join(tmpdir(), 'moesh-spill'))),
     // What it holds, and as much that it held before: a node that comes back finds most of what it gets again.
     bytesMax: 2 * memoryBytes,
     report: (error) => log.warn({ error }, 'shard cache'),

@@ -15,8 +15,8 @@ export type ShardCacheOptions = {
   dir: string
   /** Files of shards that nobody uses are deleted, oldest first, so that all take no more. */
   bytesMax: number
-  /** For shards that the cache has no room for; such a file is deleted after its use. */
-  spillDir: string
+  /** Names a directory for shards that the cache has no room for; such a file is deleted after its use. */
+  spillDir: () => string
   /** Something was wrong and was dealt with: a damaged file, a full disk. */
   report: (error: MoeshError) => void
   /** Writes all of it; a parameter so that a test can have a full disk. */
@@ -65,7 +65,6 @@ export class ShardCache {
 
   static async open(options: ShardCacheOptions): Promise<ShardCache> {
     const cache = new ShardCache(options)
-    await mkdir(options.spillDir, { recursive: true })
     await cache.#readDirectory()
     return cache
   }
@@ -127,8 +126,9 @@ export class ShardCache {
   }
 
   async #spill(ref: ShardRef, source: ShardBytes): Promise<ShardFile> {
-    const { spillDir } = this.#options
+    let spillDir = 'the temporary directory'
     try {
+      spillDir = this.#options.spillDir()
       const path = await this.#fill(spillDir, ref, source)
       return { path, release: () => rm(path, { force: true }) }
     } catch (thrown) {

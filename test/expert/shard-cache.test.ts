@@ -12,13 +12,13 @@ import { join } from 'node:path'
 import { expect, test } from 'vitest'
 import type { MoeshError } from '../../services/config/errors.ts'
 import { ShardCache, type ShardCacheOptions } from '../../services/expert/shard-cache.ts'
-import { refOf, shardBytes, TestSource, temporaryDirectory } from './shards.ts'
+import { refOf, shardBytes, spillIn, TestSource, temporaryDirectory } from './shards.ts'
 
 async function openCache(root: string, options: Partial<ShardCacheOptions> = {}) {
   const reports: MoeshError[] = []
   const cache = await ShardCache.open({
     dir: join(root, 'cache'),
-    spillDir: join(root, 'spill'),
+    spillDir: () => spillIn(root),
     bytesMax: 10_000,
     report: (error) => reports.push(error),
     ...options,

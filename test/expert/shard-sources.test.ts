@@ -14,7 +14,7 @@ import type { Manifest } from '../../services/pack/manifest.ts'
 import { PackReader } from '../../services/pack/reader.ts'
 import { FakeClock } from '../dispatch/fake-clock.ts'
 import { model } from '../dispatch/transport-contract.ts'
-import { refOf, shardBytes, temporaryDirectory } from './shards.ts'
+import { refOf, shardBytes, spillIn, temporaryDirectory } from './shards.ts'
 
 const contents = [0, 1, 2].map((salt) => shardBytes(salt, 1000))
 
@@ -68,7 +68,7 @@ async function sourcesOf(peers: readonly ShardPeer[], packed: boolean) {
   const reports: MoeshError[] = []
   const cache = await ShardCache.open({
     dir: join(root, 'cache'),
-    spillDir: join(root, 'spill'),
+    spillDir: () => spillIn(root),
     bytesMax: 100_000,
     report: (error) => reports.push(error),
   })

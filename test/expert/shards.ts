@@ -1,5 +1,5 @@
 import { createHash } from 'node:crypto'
-import { mkdtempSync, rmSync } from 'node:fs'
+import { mkdirSync, mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { onTestFinished } from 'vitest'
@@ -18,6 +18,13 @@ export function refOf(content: Uint8Array): ShardRef {
 export function temporaryDirectory(): string {
   const dir = mkdtempSync(join(tmpdir(), 'moesh-test-'))
   onTestFinished(() => rmSync(dir, { recursive: true, force: true }))
+  return dir
+}
+
+/** Where spilled shards go in tests. */
+export function spillIn(root: string): string {
+  const dir = join(root, 'spill')
+  mkdirSync(dir, { recursive: true })
   return dir
 }
 
