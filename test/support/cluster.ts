@@ -8,7 +8,6 @@ import { z } from 'zod'
 import { type Message, TestClient } from '../coordinator/client.ts'
 import { startProxy, type TcpProxy } from '../dispatch/proxy.ts'
 import { startRedis, type TestRedis } from '../redis.ts'
-import { repository } from './packs.ts'
 
 /**
  * A cluster of real processes on loopback with a Redis of its own. Whatever ends the test process ends them too, and
@@ -34,6 +33,8 @@ export type TestClusterOptions = {
   leaseSeconds?: number
   coordinator?: ProcessOptions
   expert?: ProcessOptions
+  /** Called with its directories made, before it is started for the first time. */
+  beforeExpertStarts?: (expert: ClusterProcess) => void
 }
 
 export class ClusterProcess {
@@ -72,6 +73,11 @@ export class ClusterProcess {
 
   get isRunning(): boolean {
     return this.#child !== null && this.#child.exitCode === null && this.#child.signalCode === null
+  }
+
+  /** It has said that it can serve, and lives. */
+  get isServing(): boolean {
+    return this.isRunning && existsSync(this.#readyFile)
   }
 
   get finished(): Promise<Finished> {
@@ -138,6 +144,7 @@ export class ClusterProcess {
   }
 }
 
+const repository = join(import.meta.dirname, '..', '..')
 const living = new Set<ChildProcess>()
 process.once('exit', () => {
   for (const child of living) child.kill('SIGKILL')
@@ -253,12 +260,14 @@ export class TestCluster {
     return status
   }
 
-  async close(): Promise<void> {
+  /** `beforeRemoval`: when no process runs any more, before the directories go. */
+  async close(beforeRemoval: () => void = () => {}): Promise<void> {
     for (const client of this.#clients.values()) client.close()
     for (const each of [...this.experts, ...this.coordinators]) each.signal('SIGCONT')
     await Promise.all([...this.experts, ...this.coordinators].map((each) => (each.isRunning ? each.kill() : null)))
     await Promise.all([...this.experts, ...this.coordinators].map(({ proxy }) => proxy?.close()))
     await this.redis.stop()
+    beforeRemoval()
     rmSync(this.directory, { recursive: true, force: true })
   }
 
@@ -282,6 +291,7 @@ export class TestCluster {
     ]
     const added = new ClusterProcess(role, id, directory, port, proxy, command, options)
     list.push(added)
+    if (role === 'expert') this.#options.beforeExpertStarts?.(added)
     added.start()
     return added
   }

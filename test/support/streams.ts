@@ -15,6 +15,9 @@ export type StreamRequest = {
 export type TimedToken = { atMs: number; id: number; logprob: number }
 
 export type StreamResult = {
+  startedMs: number
+  /** Null while it runs. */
+  endedMs: number | null
   tokens: TimedToken[]
   /** Times that it went on with Resume because its own coordinator was gone. */
   resumes: number
@@ -45,12 +48,14 @@ export async function runStream(
     const ended = await (tries === 0
       ? follow(cluster, on, 'moesh.v1.Inference/Generate', generateRequest(id, request), result)
       : follow(cluster, on, 'moesh.v1.Inference/Resume', resumeRequest(id, result.tokens.length), result))
+    result.endedMs = performance.now()
     if (ended === null) return result
     // Only a coordinator's own death may be seen, as UNAVAILABLE.
     if (ended.code !== status.UNAVAILABLE || tries === resumesMax) {
       result.error = `${status[ended.code]}: ${ended.details}`
       return result
     }
+    result.endedMs = null
     const others = cluster.coordinators.filter((each) => each.isRunning && each !== on)
     on = others[tries % Math.max(1, others.length)] ?? on
     if (tries > 0) await sleep(resumePauseMs)
@@ -59,15 +64,20 @@ export async function runStream(
 }
 
 export function emptyResult(): StreamResult {
-  return { tokens: [], resumes: 0, retriedDispatches: 0, error: null }
+  return { startedMs: performance.now(), endedMs: null, tokens: [], resumes: 0, retriedDispatches: 0, error: null }
 }
 
-/** The longest time between two tokens that both came between `fromMs` and `toMs`, in ms. */
-export function longestGapMs(tokens: readonly TimedToken[], fromMs = 0, toMs = Number.POSITIVE_INFINITY): number {
+/** The longest wait for a token, the first included, of those that came between `fromMs` and `toMs`; in ms. */
+export function longestWaitMs(
+  { startedMs, tokens }: StreamResult,
+  fromMs = 0,
+  toMs = Number.POSITIVE_INFINITY,
+): number {
   let longest = 0
-  for (let i = 1; i < tokens.length; i++) {
-    const [before, after] = [tokens[i - 1]?.atMs ?? 0, tokens[i]?.atMs ?? 0]
-    if (after >= fromMs && before <= toMs) longest = Math.max(longest, after - before)
+  let beforeMs = startedMs
+  for (const { atMs } of tokens) {
+    if (atMs >= fromMs && atMs <= toMs) longest = Math.max(longest, atMs - beforeMs)
+    beforeMs = atMs
   }
   return longest
 }

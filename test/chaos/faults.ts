@@ -1,0 +1,176 @@
+import { execFileSync } from 'node:child_process'
+import { mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import type { ClusterProcess, TestCluster } from '../support/cluster.ts'
+
+/** What a fault may touch; two that run at once get different experts. */
+export type Victims = { cluster: TestCluster; experts: readonly ClusterProcess[] }
+
+export type Fault = {
+  name: string
+  /** Expert nodes that it takes. */
+  experts: number
+  /** So long it stays, in ms. */
+  holdMs: number
+  inject(victims: Victims): Promise<void>
+  heal(victims: Victims): Promise<void>
+  /** Beside the tokens: what must be seen afterwards; a sentence if it is not. */
+  check?(victims: Victims): string | null
+}
+
+export const faults: readonly Fault[] = [
+  {
+    name: 'SIGKILL an expert node',
+    experts: 1,
+    holdMs: 3000,
+    inject: async ({ experts }) => void (await Promise.all(experts.map((each) => each.kill()))),
+    heal: restart,
+  },
+  {
+    name: 'SIGSTOP an expert node for 5 s',
+    experts: 1,
+    holdMs: 5000,
+    inject: async ({ experts }) => {
+      for (const each of experts) each.signal('SIGSTOP')
+    },
+    heal: async ({ experts }) => {
+      for (const each of experts) each.signal('SIGCONT')
+    },
+  },
+  {
+    name: 'SIGKILL the leader',
+    experts: 0,
+    holdMs: 2000,
+    inject: async ({ cluster }) => {
+      const { leader } = await cluster.status()
+      await cluster.coordinators.find(({ id }) => id === leader)?.kill()
+    },
+    heal: async ({ cluster }) => {
+      for (const each of cluster.coordinators) {
+        if (each.isRunning) continue
+        cluster.forgetClient(each)
+        each.start()
+      }
+    },
+  },
+  {
+    name: 'SIGKILL Redis, restart it empty',
+    experts: 0,
+    holdMs: 2000,
+    inject: async ({ cluster }) => cluster.redis.kill(),
+    heal: async ({ cluster }) => cluster.redis.restart(),
+  },
+  {
+    name: 'half-open connection for 5 s',
+    experts: 1,
+    holdMs: 5000,
+    inject: async ({ experts }) => {
+      for (const { proxy } of experts) proxy?.hold('both')
+    },
+    heal: async ({ experts }) => {
+      for (const { proxy } of experts) proxy?.heal()
+    },
+  },
+  {
+    name: '200 ms delay for 5 s',
+    experts: 1,
+    holdMs: 5000,
+    inject: async ({ experts }) => {
+      for (const { proxy } of experts) proxy?.delay(200)
+    },
+    heal: async ({ experts }) => {
+      for (const { proxy } of experts) proxy?.delay(0)
+    },
+  },
+  {
+    name: 'full shard cache, another node killed',
+    experts: 2,
+    holdMs: 3000,
+    inject: async ({ experts: [full, killed] }) => {
+      if (full) fill(full)
+      await killed?.kill()
+    },
+    heal: async ({ experts: [full, killed] }) => {
+      if (full) rmSync(join(shards(full), 'filler'), { force: true })
+      killed?.start()
+    },
+  },
+  {
+    name: 'a byte of every cached shard flipped, restart',
+    experts: 1,
+    holdMs: 500,
+    inject: async ({ experts: [victim] }) => {
+      await victim?.kill()
+      if (victim) corrupt(victim)
+    },
+    heal: restart,
+    check: ({ experts: [victim] }) =>
+      victim?.log().includes('is damaged') ? null : `${victim?.id} did not see that its cache is damaged`,
+  },
+  {
+    name: 'SIGKILL two of three expert nodes at once',
+    experts: 2,
+    holdMs: 3000,
+    inject: async ({ experts }) => void (await Promise.all(experts.map((each) => each.kill()))),
+    heal: restart,
+  },
+]
+
+async function restart({ experts }: Victims): Promise<void> {
+  for (const each of experts) if (!each.isRunning) each.start()
+}
+
+const volumes = new Set<string>()
+
+/**
+ * Gives a node's shard cache a file system of its own, small enough to be filled. Where that is not allowed the fault
+ * makes the directory unusable instead.
+ */
+export function giveVolume(expert: ClusterProcess): boolean {
+  const directory = shards(expert)
+  mkdirSync(directory, { recursive: true })
+  try {
+    execFileSync('mount', ['-t', 'tmpfs', '-o', 'size=16m', 'tmpfs', directory], { stdio: 'ignore' })
+    volumes.add(directory)
+    return true
+  } catch {
+    return false
+  }
+}
+
+export function removeVolumes(): void {
+  for (const directory of volumes) execFileSync('umount', ['-l', directory], { stdio: 'ignore' })
+  volumes.clear()
+}
+
+function shards(expert: ClusterProcess): string {
+  return join(expert.cache, 'shards')
+}
+
+/** The cache loses what it holds, too: otherwise there would be nothing to write. */
+function fill(expert: ClusterProcess): void {
+  const directory = shards(expert)
+  if (!volumes.has(directory)) {
+    rmSync(directory, { recursive: true, force: true })
+    return
+  }
+  for (const name of readdirSync(directory)) rmSync(join(directory, name))
+  try {
+    for (let written = 0; written < 32; written++) {
+      writeFileSync(join(directory, 'filler'), Buffer.alloc(1024 * 1024), { flag: 'a' })
+    }
+  } catch {
+    // Full, as it should be.
+  }
+}
+
+function corrupt(expert: ClusterProcess): void {
+  const directory = shards(expert)
+  for (const name of readdirSync(directory)) {
+    const path = join(directory, name)
+    const bytes = readFileSync(path)
+    const at = bytes.length >> 1
+    bytes[at] = (bytes[at] ?? 0) ^ 1
+    writeFileSync(path, bytes)
+  }
+}
