@@ -1,13 +1,14 @@
 import { asMoeshError, MoeshError } from '../config/errors.ts'
 import type { Clock } from './clock.ts'
+import { type Eligible, eligibleNodes } from './eligible.ts'
 import { decodeHeld } from './held.ts'
 import { createElection, type Election } from './leader.ts'
 import { mergeLoads } from './load.ts'
 import type { Membership } from './membership.ts'
-import { protocolVersion } from './node.ts'
-import { copiesOf, type Placement, type PlacementId, sameId, shardsOf, weightUnit } from './placement.ts'
-import { type Plan, type PlannerLayer, type PlannerNode, planPlacement } from './planner/plan.ts'
-import type { ClusterEvent, Store } from './store.ts'
+import { copiesOf, type Placement, type PlacementId, sameId, weightUnit } from './placement.ts'
+import { type Plan, type PlannerLayer, planPlacement } from './planner/plan.ts'
+import type { ClusterEvent, DrainedBy, Store } from './store.ts'
+import { holdsOnlyLastCopies, lastCopies, missingCopies, targetLayers } from './target.ts'
 import type { ClusterView } from './view.ts'
 
 export type ControllerOptions = {
@@ -36,6 +37,9 @@ const debounceMs = 30
 /** Load must have drifted this far from what is possible before anything moves for it, and not sooner than this. */
 const balanceGapMin = 0.1
 const loadReplanEveryMs = 30_000
+/** A node that makes no progress with what it shall load for so long is done without, and tried again later. */
+const stuckAfterMs = 30_000
+const unableForMs = 60_000
 
 /**
  * Every coordinator runs one; it acts while its own holds the lease of the leader. A new placement is written as the
@@ -54,6 +58,13 @@ export class Controller {
   #isRunning = false
   #unsubscribe: () => void = () => {}
   #knownUnmet = ''
+  #knownExcluded = ''
+  /** Of the target: copies that nodes do not report yet, and since when there are so many. */
+  #missing = { copies: 0, sinceMs: 0 }
+  /** Nodes that could not load their part: node id → until when they are done without. */
+  readonly #unable = new Map<string, number>()
+  /** Flags that a store which came back empty has forgotten. */
+  #forgotten: { drained: ReadonlyMap<string, DrainedBy>; suspended: ReadonlyMap<string, string> } | null = null
 
   constructor(options: ControllerOptions) {
     this.#options = options
@@ -73,6 +84,9 @@ export class Controller {
   async start(): Promise<void> {
     this.#isRunning = true
     this.#unsubscribe = this.#options.membership.onChange((changes, view) => {
+      if (changes.some(({ kind }) => kind === 'generation') && view.isSettling) {
+        this.#forgotten = { drained: view.drained, suspended: view.suspended }
+      }
       this.#tellChanges(changes, view)
       this.poke()
     })
@@ -136,8 +150,13 @@ export class Controller {
   async #act(): Promise<void> {
     const { membership } = this.#options
     await this.#readPlacements(membership.view())
+    // Whoever led meanwhile has restored them; later they would be stale.
+    if (!membership.view().isSettling) this.#forgotten = null
     if (!this.isLeader()) return
+    await this.#restoreFlags()
     const view = membership.view()
+    this.#noticeStuck(view)
+    await this.#tellExcluded(view)
     const why = this.#whyPlan(view) ?? (await this.#whyRebalance(view))
     if (why !== null) await this.#replan(view, why)
     await this.#activateIfHeld(membership.view())
@@ -155,49 +174,29 @@ export class Controller {
     }
   }
 
-  /** Expert nodes that may hold experts, of one numerics class. */
-  #eligible(view: ClusterView): PlannerNode[] {
-    const { modelDigest, suspects } = this.#options
-    const suspected = suspects()
-    const candidates = [...view.nodes.values()].filter(
-      ({ record, status }) =>
-        record.role === 'expert' &&
-        record.protocolVersion === protocolVersion &&
-        (record.modelDigest === '' || record.modelDigest === modelDigest) &&
-        status.state !== 'leaving' &&
-        !view.drained.has(record.id) &&
-        !view.suspended.has(record.id) &&
-        !suspected.has(record.id),
-    )
-    const numerics = this.#chooseNumerics(candidates.map(({ record }) => record.numerics))
-    return candidates
-      .filter(({ record }) => record.numerics === numerics)
-      .map(({ record: { id, zone, memoryBytes, ranks } }) => ({ id, zone, memoryBytes, ranks }))
-      .sort((a, b) => (a.id < b.id ? -1 : 1))
-  }
-
-  /** The class of the present placement while it has a node, else the preferred one, else that of most nodes. */
-  #chooseNumerics(classes: readonly string[]): string {
-    const present = this.#target?.numerics ?? this.#active?.numerics
-    if (present !== undefined && classes.includes(present)) return present
-    if (classes.includes(this.#options.preferredNumerics)) return this.#options.preferredNumerics
-    const counts = new Map<string, number>()
-    for (const name of classes) counts.set(name, (counts.get(name) ?? 0) + 1)
-    return [...counts].sort(([a, n], [b, m]) => m - n || (a < b ? -1 : 1))[0]?.[0] ?? ''
+  #eligible(view: ClusterView): Eligible {
+    const { modelDigest, preferredNumerics, suspects, clock } = this.#options
+    const excluded = new Map([...suspects()].map((id) => [id, 'it does not answer']))
+    for (const [id, untilMs] of this.#unable) {
+      if (untilMs <= clock.nowMs()) this.#unable.delete(id)
+      else excluded.set(id, 'it could not load its experts')
+    }
+    const presentNumerics = this.#target?.numerics ?? this.#active?.numerics ?? null
+    return eligibleNodes(view, { modelDigest, presentNumerics, preferredNumerics, excluded })
   }
 
   /** Nodes came or went: reasons that don't wait. */
   #whyPlan(view: ClusterView): string | null {
     // Who does not show up yet may be alive: nothing is planned around it. Before the first placement nobody is missed.
     if (view.isSettling && (this.#target ?? this.#active) !== null) return null
-    const eligible = this.#eligible(view).map(({ id }) => id)
+    const eligible = this.#eligible(view).nodes.map(({ id }) => id)
     if (eligible.length === 0) return null
     const target = this.#target
     if (target === null || target.modelDigest !== this.#options.modelDigest) return 'there is no placement yet'
     // The store forgot the placement; what is known goes back there.
     if (view.target === null) return 'the store lost the placement'
     const planned = new Set(target.nodes)
-    const gone = target.nodes.filter((id) => !eligible.includes(id))
+    const gone = target.nodes.filter((id) => !eligible.includes(id) && !holdsOnlyLastCopies(target, id, view))
     if (gone.length > 0) return `${gone.join(', ')} can't hold experts any more`
     const added = eligible.filter((id) => !planned.has(id))
     if (added.length > 0) return `${added.join(', ')} joined`
@@ -227,7 +226,7 @@ export class Controller {
 
   async #plan(view: ClusterView, movesMax: number | undefined): Promise<Plan> {
     const { store, minReplicas } = this.#options
-    const nodes = this.#eligible(view)
+    const { nodes } = this.#eligible(view)
     const ids = new Set(nodes.map(({ id }) => id))
     const present = [...view.nodes].flatMap(([node, { status }]) =>
       ids.has(node)
@@ -252,7 +251,7 @@ export class Controller {
   async #presentBalancedness(view: ClusterView): Promise<number> {
     if (this.#active === null) return 1
     const loads = mergeLoads(await this.#options.store.loads())
-    const ranks = new Map(this.#eligible(view).map(({ id, ranks: count }) => [id, Math.max(1, count)]))
+    const ranks = new Map(this.#eligible(view).nodes.map(({ id, ranks: count }) => [id, Math.max(1, count)]))
     let sum = 0
     let layers = 0
     for (const { layer } of this.#options.layers) {
@@ -276,26 +275,17 @@ export class Controller {
     const token = this.#election.token()
     if (token === null) throw new MoeshError('NOT_LEADER', 'another coordinator leads by now', 'try again')
     const eligible = this.#eligible(view)
-    const nodes = eligible.map(({ id }) => id)
-    const index = new Map(nodes.map((id, at) => [id, at]))
-    const layers = this.#options.layers.map(({ layer, experts }) => ({
-      layer,
-      experts: Array.from({ length: experts }, (): number[] => []),
-    }))
-    const byLayer = new Map(layers.map((entry) => [entry.layer, entry]))
-    for (const { layer, expert, node, weight } of plan.copies) {
-      byLayer.get(layer)?.experts[expert]?.push(index.get(node) ?? 0, weight)
-    }
-    const first = eligible[0]
+    const kept = lastCopies(plan.copies, this.#options.layers, view, eligible.numerics)
+    const nodes = [...new Set([...eligible.nodes.map(({ id }) => id), ...kept.map(({ node }) => node)])].sort()
     const placement: Placement = {
       epoch: Math.max(this.#target?.epoch ?? 0, this.#active?.epoch ?? 0) + 1,
       token,
       modelDigest,
-      numerics: (first && view.nodes.get(first.id)?.record.numerics) ?? '',
+      numerics: eligible.numerics,
       createdUnixMs: nowUnixMs(),
       why: why.slice(0, 1000),
       nodes,
-      layers,
+      layers: targetLayers([...plan.copies, ...kept], this.#options.layers, nodes),
     }
     await store.writeTarget(placement)
     this.#target = placement
@@ -308,13 +298,7 @@ export class Controller {
     const target = this.#target
     const token = this.#election.token()
     if (target === null || token === null || sameId(idOf(target), idOf(this.#active))) return
-    for (const node of target.nodes) {
-      const status = view.nodes.get(node)?.status
-      const held = status ? decodeHeld(status.held) : new Map<number, Set<number>>()
-      for (const [layer, experts] of shardsOf(target, node)) {
-        for (const expert of experts) if (!held.get(layer)?.has(expert)) return
-      }
-    }
+    if (missingCopies(target, view).size > 0) return
     await this.#options.store.activate({ epoch: target.epoch, token: target.token }, token)
     this.#active = target
     this.#options.onPlacement(target)
@@ -323,6 +307,40 @@ export class Controller {
 
   #shardBytes(layer: number): number {
     return this.#options.layers.find((entry) => entry.layer === layer)?.shardBytes ?? 0
+  }
+
+  /** A target that does not get on must not wait for ever: without it no drain would end, no copy be replaced. */
+  #noticeStuck(view: ClusterView): void {
+    const nowMs = this.#options.clock.nowMs()
+    const target = this.#target
+    const isWaiting = target !== null && !sameId(idOf(target), idOf(this.#active)) && !view.isSettling
+    const missing = isWaiting ? missingCopies(target, view) : new Map<string, number>()
+    const copies = [...missing.values()].reduce((sum, count) => sum + count, 0)
+    if (copies === 0 || copies !== this.#missing.copies) this.#missing = { copies, sinceMs: nowMs }
+    if (nowMs - this.#missing.sinceMs < stuckAfterMs) return
+    this.#missing.sinceMs = nowMs
+    for (const [id, count] of missing) {
+      this.#unable.set(id, nowMs + unableForMs)
+      const reason = view.nodes.get(id)?.status.reason ?? ''
+      void this.#say('node.stuck', id, `${id} has not loaded ${count} experts for ${stuckAfterMs / 1000} s: ${reason}`)
+    }
+  }
+
+  async #restoreFlags(): Promise<void> {
+    const flags = this.#forgotten
+    if (flags === null) return
+    const { store } = this.#options
+    for (const [id, by] of flags.drained) await store.setDrained(id, by)
+    for (const [id, reason] of flags.suspended) await store.setSuspended(id, reason)
+    this.#forgotten = null
+  }
+
+  async #tellExcluded(view: ClusterView): Promise<void> {
+    const excluded = [...this.#eligible(view).excluded].map(([id, reason]) => `${id} gets no experts: ${reason}`)
+    const text = excluded.sort().join('; ')
+    if (text === this.#knownExcluded) return
+    this.#knownExcluded = text
+    await this.#say('placement.excluded', '', text === '' ? 'all expert nodes may get experts' : text)
   }
 
   #tellChanges(changes: Parameters<Parameters<Membership['onChange']>[0]>[0], view: ClusterView): void {

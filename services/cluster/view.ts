@@ -1,6 +1,6 @@
 import type { NodeEntry } from './node.ts'
 import { type PlacementId, sameId } from './placement.ts'
-import type { DrainedBy, BeatReply, Leader } from './store.ts'
+import type { BeatReply, DrainedBy, Leader } from './store.ts'
 
 /**
  * The cluster as one process sees it: what the store said last. Never changed, only replaced. This file turns a reply of
@@ -14,6 +14,7 @@ export type ClusterView = {
   /** Node id → why. */
   readonly suspended: ReadonlyMap<string, string>
   readonly leader: Leader | null
+  /** As the store has them: null in a store that came back empty, until the leader writes them again. */
   readonly target: PlacementId | null
   readonly active: PlacementId | null
   /** Changes where the store was replaced by an empty one; 0 before the first contact. */
@@ -112,8 +113,7 @@ export function applyReply(
   const suspended = new Map([...(keepsFlags ? view.suspended : []), ...reply.suspended])
   if (!sameKeys(drained, view.drained) || !sameKeys(suspended, view.suspended)) changes.push({ kind: 'flags' })
   if (reply.leader?.token !== view.leader?.token) changes.push({ kind: 'leader' })
-  const target = reply.target ?? view.target
-  const active = reply.active ?? view.active
+  const { target, active } = reply
   if (!sameId(target, view.target) || !sameId(active, view.active)) changes.push({ kind: 'placement' })
   if (isNewStore) changes.push({ kind: 'generation' })
   if (!view.isReachable) changes.push({ kind: 'reachable', isReachable: true })
