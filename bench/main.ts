@@ -1,6 +1,7 @@
 import { renameSync, writeFileSync } from 'node:fs'
 import { loadavg } from 'node:os'
 import { readBandwidth } from './bandwidth.ts'
+import { watch } from './disturbance.ts'
 import { describeMachine } from './machine.ts'
 import { type BenchOptions, readOptions, usage } from './options.ts'
 import { ensurePeer } from './peer-install.ts'
@@ -29,7 +30,8 @@ async function main(args: readonly string[]): Promise<number> {
 async function run(options: BenchOptions): Promise<number> {
   ensurePeer()
   const { threads, shape } = options
-  const facts = describeMachine({ threads, shape: shape.name, readBandwidth: await readBandwidth(threads) })
+  const { result: bandwidth } = await watch(() => readBandwidth(threads))
+  const facts = describeMachine({ threads, shape: shape.name, readBandwidth: bandwidth })
   const report: Report = { machine: { ...facts, loadAfter: facts.loadBefore }, rows: [], failed: [] }
   const bench = new Bench(options, report)
   const isWanted = ({ name }: RowPlan) => options.rows.test(name)

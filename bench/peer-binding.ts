@@ -13,12 +13,19 @@ export type LlamaContext = {
   /** `logitIndexes`: for which of the tokens the head is computed. */
   addToBatch(sequence: number, firstPosition: number, tokens: Uint32Array, logitIndexes: Uint32Array): Uint32Array
   decodeBatch(): Promise<void>
+  /** `logitIndex`: one of those that `addToBatch` returned. With probabilities, as [token, probability, …], first. */
+  sampleToken(
+    logitIndex: number,
+    sampler: LlamaSampler,
+    withProbabilities: true,
+  ): Promise<[token: number, probabilities: number[]]>
   /** Positions `start` up to, not including, `end`; -1: all. */
   removeTokenCellsFromSequence(sequence: number, start: number, end: number): boolean
   disposeSequence(sequence: number): void
   setThreads(threads: number): void
   dispose(): Promise<void>
 }
+export type LlamaSampler = { applyConfig(config: { temperature: number }): void; dispose(): void }
 export type LlamaModel = { init(): Promise<boolean>; dispose(): Promise<void> }
 
 export type LlamaBinding = {
@@ -27,6 +34,7 @@ export type LlamaBinding = {
     model: LlamaModel,
     options: { contextSize: number; batchSize: number; sequences: number; threads: number; flashAttention: boolean },
   ) => LlamaContext
+  AddonSampler: new (model: LlamaModel) => LlamaSampler
   systemInfo(): string
 }
 
@@ -34,7 +42,7 @@ export const peerModules = join(import.meta.dirname, 'node_modules')
 export const peerVersion = '3.22.1'
 
 const newable = z.custom<LlamaBinding['AddonModel']>((value) => typeof value === 'function')
-const bindingSchema = z.object({ AddonModel: newable, AddonContext: newable, systemInfo: z.function() })
+const bindingSchema = z.object({ AddonModel: newable, AddonContext: newable, AddonSampler: newable, systemInfo: z.function() })
 
 /** Loads the prebuilt CPU binary; never builds, never downloads. */
 export async function loadBinding(): Promise<LlamaBinding> {

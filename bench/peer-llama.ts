@@ -57,6 +57,25 @@ export class LlamaTarget implements Target {
     return seconds
   }
 
+  /** Natural logarithms of the next token's probabilities, by token id. */
+  async logprobs(prompt: readonly number[]): Promise<Float64Array> {
+    const context = await this.#context(1, prompt.length + 1, prompt.length)
+    const sampler = new this.#binding.AddonSampler(this.#model)
+    try {
+      context.initBatch(prompt.length)
+      const [index = 0] = context.addToBatch(0, 0, Uint32Array.from(prompt), Uint32Array.of(prompt.length - 1))
+      await context.decodeBatch()
+      sampler.applyConfig({ temperature: 1 })
+      const [, pairs] = await context.sampleToken(index, sampler, true)
+      const result = new Float64Array(this.#vocabulary).fill(Number.NEGATIVE_INFINITY)
+      for (let i = 0; i < pairs.length; i += 2) result[pairs[i] ?? 0] = Math.log(pairs[i + 1] ?? 0)
+      return result
+    } finally {
+      sampler.dispose()
+      await context.dispose()
+    }
+  }
+
   async close(): Promise<void> {
     for (const context of [...this.#decoding.values(), ...this.#prefill.values()]) await context.dispose()
     await this.#model.dispose()

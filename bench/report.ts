@@ -1,5 +1,6 @@
 import { formatBytes } from '../services/cli/bytes.ts'
 import { table } from '../services/cli/table.ts'
+import { othersCoresMax } from './disturbance.ts'
 import type { Machine } from './machine.ts'
 import type { Summary } from './statistics.ts'
 
@@ -11,6 +12,10 @@ export type ReportRow = {
   /** Ours divided by the peer's, pair by pair: above 1 is better. */
   ratio: Summary
   pairs: number
+  /** Pairs that were measured again because others used the machine meanwhile. */
+  repeated: number
+  /** The most cores that others used during a measurement that counts; null where the system does not tell. */
+  othersCores: number | null
   /** What `peer` is. */
   against: string
   /** Decoding: the share of the machine's read bandwidth that the median needs at least. */
@@ -42,8 +47,18 @@ function rowsText(rows: readonly ReportRow[]): string {
   const range = ({ min, median, max }: Summary) => `${number(median)} (${number(min)}…${number(max)})`
   const percent = (value: number) => `${(100 * value).toFixed(0)} %`
   return table([
-    ['row', 'moesh, tokens/s', 'llama.cpp, tokens/s', 'ratio', 'of bandwidth', 'first token, ms', 'load', 'against'],
-    ...rows.map(({ row, ours, peer, ratio, against, bandwidthFraction, timeToFirstTokenMs, load }) => [
+    [
+      'row',
+      'moesh, tokens/s',
+      'llama.cpp, tokens/s',
+      'ratio',
+      'of bandwidth',
+      'first token, ms',
+      'load',
+      'others',
+      'against',
+    ],
+    ...rows.map(({ row, ours, peer, ratio, against, bandwidthFraction, timeToFirstTokenMs, load, othersCores }) => [
       row,
       range(ours),
       range(peer),
@@ -53,7 +68,14 @@ function rowsText(rows: readonly ReportRow[]): string {
         ? ''
         : `${timeToFirstTokenMs.ours.toFixed(0)}, ${timeToFirstTokenMs.peer.toFixed(0)}`,
       load.map((value) => value.toFixed(1)).join(' → '),
+      othersText(othersCores),
       against,
     ]),
   ])
+}
+
+/** Marked where it is too much for the row to be trusted. */
+function othersText(cores: number | null): string {
+  if (cores === null) return '?'
+  return `${cores.toFixed(2)}${cores > othersCoresMax ? ' (!)' : ''}`
 }

@@ -3,6 +3,7 @@ import { preparePack } from '../services/cli/model.ts'
 import { ProgressBar } from '../services/cli/progress.ts'
 import { ensureCheckpoint, modelDirectory } from './checkpoint.ts'
 import { startCluster } from './cluster.ts'
+import { othersCoresMax, watch } from './disturbance.ts'
 import { ensureGguf } from './gguf.ts'
 import { decodeStepBytes, ourStorage, peerStorage } from './model-bytes.ts'
 import { startMoesh } from './moesh-process.ts'
@@ -21,7 +22,7 @@ import {
   prefillRate,
   type RowPlan,
 } from './rows.ts'
-import { measurePairs, summarisePairs } from './statistics.ts'
+import { type Measured, measurePairs, summarisePairs } from './statistics.ts'
 import type { Target } from './target.ts'
 
 /** One run: prepares what its rows need, and measures them. */
@@ -97,15 +98,21 @@ export class Bench {
   async #row(plan: RowPlan, ours: () => Promise<number>, peer: () => Promise<number>): Promise<void> {
     const before = loadavg()[0] ?? 0
     say(plan.name)
-    const pairs = await measurePairs(this.#options.pairs, ours, peer, (our, theirs) =>
-      say(`  ${our.toFixed(1)} against ${theirs.toFixed(1)} tokens/s: ${(our / theirs).toFixed(2)}`),
-    )
-    const summary = summarisePairs(pairs)
+    const measured = await measurePairs({
+      pairs: this.#options.pairs,
+      othersCoresMax,
+      ours: () => watch(ours),
+      peer: () => watch(peer),
+      onPair: (our, theirs, counts) => say(pairText(our, theirs, counts)),
+    })
+    const summary = summarisePairs(measured)
     const row: ReportRow = {
       row: plan.name,
       unit: 'tokens/s',
       ...summary,
-      pairs: this.#options.pairs,
+      pairs: measured.ours.length,
+      repeated: measured.repeated,
+      othersCores: measured.othersCores,
       against: this.#against(plan),
       ...this.#derived(plan, summary.ours.median, summary.peer.median),
       load: [before, loadavg()[0] ?? 0],
@@ -165,6 +172,13 @@ function rateOf(plan: AlonePlan, target: Target): Promise<number> {
     case 'decode':
       return decodeRate(target, plan.sequences, plan.steps)
   }
+}
+
+function pairText(ours: Measured, peer: Measured, counts: boolean): string {
+  const others = ([ours, peer] as const).map(({ othersCores }) => othersCores?.toFixed(2) ?? '?').join(' and ')
+  const ratio = (ours.result / peer.result).toFixed(2)
+  const rates = `${ours.result.toFixed(1)} against ${peer.result.toFixed(1)} tokens/s: ${ratio}`
+  return `  ${rates} (others used ${others} cores${counts ? '' : '; again'})`
 }
 
 function say(text: string): void {
