@@ -1,0 +1,40 @@
+import { createMemoryStore } from '../../services/cluster/memory-store.ts'
+import type { Store } from '../../services/cluster/store.ts'
+import { MoeshError } from '../../services/config/errors.ts'
+
+/** A memory store that can be away, for everybody or as one process sees it, and come back empty. */
+export class FaultyStore {
+  readonly #nowMs: () => number
+  #store: Store
+  isAway = false
+  readonly cutOff = new Set<string>()
+  /** Names of the calls of each process, for counting. */
+  readonly calls: { process: string; name: string; atMs: number }[] = []
+
+  constructor(nowMs: () => number) {
+    this.#nowMs = nowMs
+    this.#store = createMemoryStore({ nowMs })
+  }
+
+  restartEmpty(): void {
+    this.#store = createMemoryStore({ nowMs: this.#nowMs })
+  }
+
+  /** The store as `process` reaches it. */
+  seenBy(process: string): Store {
+    return new Proxy({} as Store, {
+      get: (_, name: keyof Store) => {
+        if (name === 'kind') return 'memory'
+        // Hints are never relied on: without them everything must work too.
+        if (name === 'onHint') return () => () => {}
+        return (...args: unknown[]) => {
+          this.calls.push({ process, name, atMs: this.#nowMs() })
+          if (this.isAway || this.cutOff.has(process)) {
+            return Promise.reject(new MoeshError('STORE_UNREACHABLE', 'the store does not answer'))
+          }
+          return (this.#store[name] as (...all: unknown[]) => unknown)(...args)
+        }
+      },
+    })
+  }
+}
