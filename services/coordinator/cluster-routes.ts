@@ -1,6 +1,6 @@
 import { decodeHeld } from '../cluster/held.ts'
-import type { ClusterView } from '../cluster/view.ts'
 import { copiesOf, type Placement } from '../cluster/placement.ts'
+import type { ClusterView } from '../cluster/view.ts'
 import { type ExpertCopy, type RouteTable, routeTable } from '../dispatch/route.ts'
 
 /**
