@@ -31,13 +31,12 @@ import { FallbackExperts, fallbackNodeId } from './fallback-experts.ts'
 import { createStoreJournal } from './journal.ts'
 import { clusterCalls } from './leader-calls.ts'
 import { fingerprint, startModelEngine } from './model-engine.ts'
+import { SilentNodes } from './silent-nodes.ts'
 import { storeView } from './store-view.ts'
 
 const loadEveryMs = 1000
 /** A load that was not renewed for so long belongs to a coordinator that is gone. */
 const loadKeepMs = 10_000
-/** A node that does not answer for so long is planned around, though its lease may still run. */
-const suspectAfterMs = 700
 
 /**
  * A coordinator of a cluster: computes everything of the model but its routed experts, and sends rows to the nodes that
@@ -66,7 +65,8 @@ export async function startCoordinator(settings: CoordinatorSettings, log: Logge
   const ownExpertClass = expertNumerics({ stageDir, provider: 'cpu', avoidSaturation, format })
 
   const dial = security.dial('expert')
-  const silentSince = new Map<string, number>()
+  const silent = new SilentNodes({ clock: dispatchClock, onSuspect: () => controller.poke() })
+  opened.defer(() => silent.close())
   const links = new ExpertLinks({
     coordinatorId: id,
     spec,
@@ -75,10 +75,11 @@ export async function startCoordinator(settings: CoordinatorSettings, log: Logge
     credentials: dial.credentials,
     channelOptions: dial.options,
     onState: (nodeId, state) => {
-      if (state.kind === 'ready') silentSince.delete(nodeId)
-      else if (state.kind === 'lost' && !silentSince.has(nodeId)) silentSince.set(nodeId, performance.now())
-      if (state.kind === 'lost')
+      if (state.kind === 'ready') silent.answers(nodeId)
+      // The tries that follow fail for the same reason.
+      else if (state.kind === 'lost' && silent.lost(nodeId)) {
         log.warn({ node: nodeId, error: state.reason }, 'the connection to an expert node is lost')
+      }
     },
   })
   opened.defer(() => links.close())
@@ -194,12 +195,7 @@ export async function startCoordinator(settings: CoordinatorSettings, log: Logge
     layers,
     minReplicas: settings.minReplicas,
     preferredNumerics: ownExpertClass,
-    suspects: () => {
-      const nowMs = performance.now()
-      return new Set(
-        [...silentSince].filter(([, sinceMs]) => nowMs - sinceMs > suspectAfterMs).map(([nodeId]) => nodeId),
-      )
-    },
+    suspects: () => new Set(silent.suspects()),
     onPlacement: () => reroute(),
     report,
   })
@@ -220,7 +216,7 @@ export async function startCoordinator(settings: CoordinatorSettings, log: Logge
   const reroute = () => {
     const held = fallback.held()
     const seen = membership.view()
-    for (const nodeId of silentSince.keys()) if (!seen.nodes.has(nodeId)) silentSince.delete(nodeId)
+    silent.retain((nodeId) => seen.nodes.has(nodeId))
     const routes = clusterRoutes(layers, seen, controller.active(), numerics() ?? '', pack.digest, {
       nodeId: fallbackNodeId,
       held,
@@ -232,13 +228,20 @@ export async function startCoordinator(settings: CoordinatorSettings, log: Logge
       becomeReady()
     }
     if (held.size > 0) {
-      const live = clusterRoutes(layers, seen, controller.active(), numerics() ?? '', pack.digest, {
-        nodeId: fallbackNodeId,
-        held: new Map(),
-      })
+      // Nodes that do not answer hold nothing that would help, whatever they said last.
+      const answering = [...seen.nodes].filter(([nodeId]) => !isAway(nodeId))
+      const live = clusterRoutes(
+        layers,
+        { ...seen, nodes: new Map(answering) },
+        controller.active(),
+        numerics() ?? '',
+        pack.digest,
+        { nodeId: fallbackNodeId, held: new Map() },
+      )
       fallback.release((layer, expert) => hasCopy(live, layer, expert)).catch(report)
     }
   }
+  const isAway = (nodeId: string) => silent.isSilent(nodeId) || dispatcher.nodeStats(nodeId).isLate
   membership.onChange((_, seen) => {
     links.update(seen)
     reroute()
@@ -253,7 +256,8 @@ export async function startCoordinator(settings: CoordinatorSettings, log: Logge
   const timer = setInterval(() => {
     meter.update(performance.now(), (layer) => dispatcher.expertRows(layer))
     store.publishLoad(id, meter.published(), loadKeepMs).catch(() => {})
-    if (silentSince.size > 0) controller.poke()
+    // A node that answers again changes nothing that membership would tell of.
+    if (fallback.held().size > 0) reroute()
   }, loadEveryMs)
   opened.defer(() => clearInterval(timer))
 

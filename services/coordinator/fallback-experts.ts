@@ -21,7 +21,8 @@ const loadAfterMs = 150
  */
 export class FallbackExperts {
   readonly #options: FallbackOptions
-  readonly #wanted = new Map<string, NodeJS.Timeout>()
+  readonly #wanted = new Map<string, { layer: number; expert: number }>()
+  #timer: NodeJS.Timeout | null = null
   #host: Promise<ExpertHost> | null = null
   #transport: ExpertTransport | null = null
   #held: ReadonlyMap<number, ReadonlySet<number>> = new Map()
@@ -41,24 +42,22 @@ export class FallbackExperts {
 
   /** Rows wait for this expert. */
   want(layer: number, expert: number): void {
-    const key = `${layer}/${expert}`
-    if (this.#closed || this.#wanted.has(key) || this.#held.get(layer)?.has(expert)) return
-    const timer = setTimeout(() => {
-      this.#load(layer, expert)
+    if (this.#closed || this.#held.get(layer)?.has(expert)) return
+    this.#wanted.set(`${layer}/${expert}`, { layer, expert })
+    // What is wanted meanwhile is loaded with it: a node takes many experts with it when it goes.
+    this.#timer ??= setTimeout(() => {
+      this.#load()
         .catch(this.#options.report)
-        .finally(() => this.#wanted.delete(key))
+        .finally(() => {
+          this.#timer = null
+          for (const next of this.#wanted.values()) this.want(next.layer, next.expert)
+        })
     }, loadAfterMs)
-    this.#wanted.set(key, timer)
   }
 
   /** Nodes hold these again. */
   async release(isHeldElsewhere: (layer: number, expert: number) => boolean): Promise<void> {
-    for (const [key, timer] of this.#wanted) {
-      const [layer = 0, expert = 0] = key.split('/').map(Number)
-      if (!isHeldElsewhere(layer, expert)) continue
-      clearTimeout(timer)
-      this.#wanted.delete(key)
-    }
+    for (const [key, { layer, expert }] of this.#wanted) if (isHeldElsewhere(layer, expert)) this.#wanted.delete(key)
     if (this.#host === null) return
     const host = await this.#host
     const gone = [...host.held()].flatMap(([layer, experts]) =>
@@ -71,18 +70,20 @@ export class FallbackExperts {
 
   async close(): Promise<void> {
     this.#closed = true
-    for (const timer of this.#wanted.values()) clearTimeout(timer)
+    if (this.#timer) clearTimeout(this.#timer)
     await (await this.#host)?.close()
   }
 
-  async #load(layer: number, expert: number): Promise<void> {
-    if (this.#closed) return
+  async #load(): Promise<void> {
+    const wanted = [...this.#wanted.values()]
+    this.#wanted.clear()
+    if (this.#closed || wanted.length === 0) return
     const { pack, stageDir } = this.#options
     const { spec, weightFormat: format } = pack.manifest
     this.#host ??= createLocalHost({ spec, format, ranks: 1, provider: 'cpu', stageDir })
     const host = await this.#host
-    const shard = pack.shard(layer, expert)
-    await host.load([{ ...shard, path: pack.path(shard.file) }])
+    const shards = wanted.map(({ layer, expert }) => pack.shard(layer, expert))
+    await host.load(shards.map((shard) => ({ ...shard, path: pack.path(shard.file) })))
     this.#transport ??= localTransport(fallbackNodeId, host)
     this.#publish(host)
   }

@@ -24,8 +24,11 @@ export function hedgeAfterMs(layerLatencyMsP99: number, floorMs: number): number
 
 /** Calls with 1-4, 5-16, 17-64, 65-256 and more rows: time grows with rows, and prefill must not excuse decode. */
 const rowClasses = 5
+const rowsPerClass = 4
 /** A p99 of fewer is their maximum, which one outlier ruins; still better than nothing from here on. */
 const samplesMin = 32
+/** Where no node and no layer has that many, so few must do: a maximum of some calls beats a constant. */
+const samplesFew = 4
 /** Limits are worked out again after so many calls of a class. */
 const refreshEvery = 64
 
@@ -41,6 +44,7 @@ export class LatencyRecord {
   readonly #nodes = new Map<string, NodeLatency>()
   /** layer × class → limit. */
   readonly #limits = new Map<number, { ms: number; callsLeft: number }>()
+  #recorded = 0
 
   constructor(options: HedgeOptions) {
     this.#options = options
@@ -57,6 +61,7 @@ export class LatencyRecord {
     layers[index]?.record(ms)
     node.byClass[index]?.record(ms)
     node.all.record(ms)
+    this.#recorded += 1
   }
 
   /** After so many ms a call of a layer with so many rows is late. */
@@ -70,7 +75,8 @@ export class LatencyRecord {
     }
     const ms = this.#workOut(layer, index)
     // While little is known, look again soon.
-    this.#limits.set(key, { ms, callsLeft: ms === this.#options.coldMs ? 4 : refreshEvery })
+    const isEarly = ms === this.#options.coldMs || this.#recorded < rowClasses * refreshEvery
+    this.#limits.set(key, { ms, callsLeft: isEarly ? 4 : refreshEvery })
     return ms
   }
 
@@ -87,17 +93,33 @@ export class LatencyRecord {
 
   #workOut(layer: number, index: number): number {
     const { floorMs, coldMs } = this.#options
-    const ofLayer = this.#typicalP99(({ byLayer }) => byLayer.get(layer)?.[index])
-    // Other layers do the same work with other weights.
-    const typical = ofLayer ?? this.#typicalP99(({ byClass }) => byClass[index])
+    const typical =
+      this.#typicalP99(samplesMin, ({ byLayer }) => byLayer.get(layer)?.[index]) ??
+      // Other layers do the same work with other weights.
+      this.#typicalP99(samplesMin, ({ byClass }) => byClass[index]) ??
+      this.#typicalP99(samplesFew, ({ byClass }) => byClass[index]) ??
+      this.#fromOtherClasses(index)
     return typical === null ? coldMs : hedgeAfterMs(typical, floorMs)
   }
 
-  #typicalP99(pick: (node: NodeLatency) => LatencyHistogram | undefined): number | null {
+  /** Larger calls take longer, so their time is a bound; smaller ones take at most as much less as they are smaller. */
+  #fromOtherClasses(index: number): number | null {
+    for (let other = index + 1; other < rowClasses; other++) {
+      const larger = this.#typicalP99(samplesFew, ({ byClass }) => byClass[other])
+      if (larger !== null) return larger
+    }
+    for (let other = index - 1; other >= 0; other--) {
+      const smaller = this.#typicalP99(samplesFew, ({ byClass }) => byClass[other])
+      if (smaller !== null) return smaller * rowsPerClass ** (index - other)
+    }
+    return null
+  }
+
+  #typicalP99(samples: number, pick: (node: NodeLatency) => LatencyHistogram | undefined): number | null {
     const p99s: number[] = []
     for (const node of this.#nodes.values()) {
       const histogram = pick(node)
-      if (histogram && histogram.samples >= samplesMin) p99s.push(histogram.quantileMs(0.99))
+      if (histogram && histogram.samples >= samples) p99s.push(histogram.quantileMs(0.99))
     }
     p99s.sort((a, b) => a - b)
     return p99s[(p99s.length - 1) >> 1] ?? null
