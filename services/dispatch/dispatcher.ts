@@ -4,6 +4,7 @@ import type { Clock } from './clock.ts'
 import { defaultHedgeOptions, type HedgeOptions, LatencyRecord } from './hedge.ts'
 import { NodeHealth } from './node-health.ts'
 import { OutputPool } from './output-pool.ts'
+import { Probes } from './probes.ts'
 import { groupRows, type RouteTable, RowGroups } from './route.ts'
 import type { RowEncoding } from './rows.ts'
 import { type DispatchContext, RunningDispatch } from './running-dispatch.ts'
@@ -58,10 +59,12 @@ export interface RoutingDispatcher extends Dispatcher {
   expertRows(layer: number): Float64Array
   nodeStats(nodeId: string): NodeDispatchStats
   stats(): { running: number; retriedRows: number; audited: number; auditsDiffering: number }
+  /** Ends what it does by itself; running dispatches end by their signals. */
+  close(): void
 }
 
-/** A late node that rows go round is asked for one row as often, to see whether it is back. */
-const probeEveryMs = 100
+/** Audits under way at once; what is drawn beyond is left out. */
+const auditsMax = 4
 /** Dispatches that run at once need a set of arrays each; so many sets are kept. */
 const groupsKept = 8
 
@@ -73,14 +76,15 @@ class RowDispatcher implements RoutingDispatcher {
   readonly #options: DispatcherOptions
   readonly #health: NodeHealth
   readonly #latency: LatencyRecord
-  readonly #side: SideCalls
+  readonly #probes: Probes
+  readonly #audits: SideCalls
   readonly #audit: Audit
   readonly #context: DispatchContext
   readonly #running = new Set<RunningDispatch>()
   readonly #freeGroups: RowGroups[] = []
   readonly #expertRows = new Map<number, Float64Array>()
   #routes: RouteTable
-  /** [nodes of the table]: 1 for a late one. */
+  /** [nodes of the table]: how much each is avoided. */
   #avoid: Uint8Array
   #step = 0
   #retriedRows = 0
@@ -92,16 +96,25 @@ class RowDispatcher implements RoutingDispatcher {
     this.#avoid = new Uint8Array(options.routes.nodeIds.length)
     this.#health = new NodeHealth((nodeId, isLate, reason) => {
       this.#markAvoided()
+      if (isLate) this.#probes.start(nodeId)
       options.onNodeLate?.(nodeId, isLate, reason)
     })
     this.#latency = new LatencyRecord({ ...defaultHedgeOptions, ...options.hedge })
-    this.#side = new SideCalls(encoding, hidden, clock)
+    this.#probes = new Probes({
+      hidden,
+      encoding,
+      clock,
+      health: this.#health,
+      transport: (nodeId) => transports.get(nodeId),
+      expertOf: (nodeId) => this.#expertOf(nodeId),
+    })
+    this.#audits = new SideCalls(encoding, hidden, clock, auditsMax)
     this.#audit = new Audit({
       share: options.auditShare ?? 0.001,
       encoding,
       hidden,
       random: options.random ?? Math.random,
-      side: this.#side,
+      side: this.#audits,
       copies: (layer, expert) => this.#copiesInTime(layer, expert),
       transport: (nodeId) => transports.get(nodeId),
       reference: options.reference ?? (() => undefined),
@@ -122,9 +135,9 @@ class RowDispatcher implements RoutingDispatcher {
 
   async dispatch(routed: RoutedRows, signal?: AbortSignal): Promise<DispatchReport> {
     const groups = this.#freeGroups.pop() ?? new RowGroups()
+    if (this.#health.lateCount > 0) this.#markAvoided()
     groupRows(groups, routed, this.#routes, this.#avoid, this.#step++)
     this.#countRows(groups, routed.layer)
-    if (this.#health.lateCount > 0) this.#probe(groups, routed)
     const running = new RunningDispatch(this.#context, groups, routed)
     this.#running.add(running)
     const cancel = () => running.cancel()
@@ -182,8 +195,18 @@ class RowDispatcher implements RoutingDispatcher {
     }
   }
 
+  close(): void {
+    this.#probes.close()
+    this.#audits.close()
+  }
+
   #markAvoided(): void {
-    this.#avoid = Uint8Array.from(this.#routes.nodeIds, (nodeId) => (this.#health.isLate(nodeId) ? 1 : 0))
+    const { nodeIds } = this.#routes
+    const nowMs = this.#options.clock.nowMs()
+    if (this.#avoid.length !== nodeIds.length) this.#avoid = new Uint8Array(nodeIds.length)
+    for (let node = 0; node < nodeIds.length; node++) {
+      this.#avoid[node] = this.#health.avoidance(nodeIds[node] ?? '', nowMs)
+    }
   }
 
   #countRows(groups: RowGroups, layer: number): void {
@@ -193,29 +216,12 @@ class RowDispatcher implements RoutingDispatcher {
     }
   }
 
-  /** Gives late nodes that rows go round one row of what they hold. Nobody waits for the answer. */
-  #probe(groups: RowGroups, routed: RoutedRows): void {
-    for (const nodeId of this.#health.takeDueProbes(this.#options.clock.nowMs(), probeEveryMs)) {
-      const transport = this.#options.transports.get(nodeId)
-      const entry = this.#entryFor(groups, routed.layer, nodeId)
-      if (!transport || entry === null || this.#side.isFull) {
-        this.#health.probeEnded(nodeId)
-        continue
-      }
-      const row = groups.rowIndices[groups.rowStart[entry] ?? 0] ?? 0
-      const expert = groups.entryExpert[entry] ?? 0
-      this.#side.call(transport, { layer: routed.layer, expert, rows: routed.rows, row }).then(
-        () => this.#health.markAnswered(nodeId, 0),
-        // It is late already; the next probe asks again.
-        () => this.#health.probeEnded(nodeId),
-      )
-    }
-  }
-
-  /** An entry whose expert also lives on the node. */
-  #entryFor(groups: RowGroups, layer: number, nodeId: string): number | null {
-    for (let entry = 0; entry < groups.entryCount; entry++) {
-      if (this.#copies(layer, groups.entryExpert[entry] ?? 0).includes(nodeId)) return entry
+  /** Some expert with a copy on the node. */
+  #expertOf(nodeId: string): { layer: number; expert: number } | null {
+    const node = this.#routes.nodeIds.indexOf(nodeId)
+    for (const [layer, { nodes, starts }] of this.#routes.layers) {
+      const copy = nodes.indexOf(node)
+      if (copy >= 0) return { layer, expert: starts.findIndex((start) => start > copy) - 1 }
     }
     return null
   }

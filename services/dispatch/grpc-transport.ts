@@ -329,8 +329,10 @@ class ExpertConnection implements GrpcExpertTransport {
   }
 
   #setState(state: ConnectionState): void {
+    const isNew = state.kind !== this.#state.kind
     this.#state = state
-    this.#options.onState?.(state)
+    // A node that stays away is told of once.
+    if (isNew) this.#options.onState?.(state)
   }
 }
 

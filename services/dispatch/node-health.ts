@@ -3,11 +3,16 @@
  * it wherever another copy lives. It is no longer late as soon as it answers anything; while rows go round it, small
  * probes give it the chance to.
  */
-export type NodeAnswers =
-  | { kind: 'answering' }
-  | { kind: 'late'; sinceMs: number; reason: string; probedMs: number; isProbing: boolean }
+export type NodeAnswers = { kind: 'answering' } | { kind: 'late'; sinceMs: number; reason: string }
 
 export type NodeCounters = { rows: number; calls: number; failures: number; late: number }
+
+/**
+ * How much a node is to be avoided: not at all, late, gone. A busy moment makes a node late for some milliseconds; one
+ * that has not answered a probe for much longer is the worse choice where all copies of an expert are late.
+ */
+export const avoidance = { none: 0, late: 1, gone: 2 } as const
+const goneAfterMs = 100
 
 type Node = { state: NodeAnswers; counters: NodeCounters }
 
@@ -28,11 +33,18 @@ export class NodeHealth {
     return this.#nodes.get(nodeId)?.state.kind === 'late'
   }
 
+  /** One of `avoidance`. */
+  avoidance(nodeId: string, nowMs: number): number {
+    const state = this.#nodes.get(nodeId)?.state
+    if (state?.kind !== 'late') return avoidance.none
+    return nowMs - state.sinceMs < goneAfterMs ? avoidance.late : avoidance.gone
+  }
+
   markLate(nodeId: string, nowMs: number, reason: string): void {
     const node = this.#node(nodeId)
     node.counters.late += 1
     if (node.state.kind === 'late') return
-    node.state = { kind: 'late', sinceMs: nowMs, reason, probedMs: nowMs, isProbing: false }
+    node.state = { kind: 'late', sinceMs: nowMs, reason }
     this.#lateCount += 1
     this.#changed(nodeId, true, reason)
   }
@@ -49,23 +61,6 @@ export class NodeHealth {
 
   countFailure(nodeId: string): void {
     this.#node(nodeId).counters.failures += 1
-  }
-
-  /** Late nodes that were not probed for `everyMs`; they count as probed from now on, until `probeEnded`. */
-  takeDueProbes(nowMs: number, everyMs: number): string[] {
-    const due: string[] = []
-    for (const [nodeId, { state }] of this.#nodes) {
-      if (state.kind !== 'late' || state.isProbing || nowMs - state.probedMs < everyMs) continue
-      state.isProbing = true
-      state.probedMs = nowMs
-      due.push(nodeId)
-    }
-    return due
-  }
-
-  probeEnded(nodeId: string): void {
-    const state = this.#nodes.get(nodeId)?.state
-    if (state?.kind === 'late') state.isProbing = false
   }
 
   counters(nodeId: string): Readonly<NodeCounters> {

@@ -123,8 +123,8 @@ export class RowGroups {
 
 /**
  * Groups a layer's (row, expert) pairs by node and gives each its output row (`routed.outputRows`). Rows of an expert
- * with several copies are divided by weight; nodes with `avoid[node]` set get rows only of experts that live nowhere
- * else. The same arguments give the same groups; `step` turns the remainders round, so that single rows reach all
+ * with several copies are divided by weight, but only among those copies whose nodes are avoided least (`avoid[node]`,
+ * 0 is best). The same arguments give the same groups; `step` turns the remainders round, so that single rows reach all
  * copies in time. Allocates nothing once `groups` has grown. Errors: INTERNAL for an expert that does not exist.
  */
 export function groupRows(
@@ -182,26 +182,23 @@ function cutExpert(
   to: number,
   phase: number,
 ): void {
-  const usable = (copy: number, anyNode: boolean) => anyNode || (avoid[layer.nodes[copy] ?? 0] ?? 0) === 0
+  let least = 255
+  for (let copy = from; copy < to; copy++) least = Math.min(least, avoid[layer.nodes[copy] ?? 0] ?? 0)
   let copies = 0
   let weightSum = 0
   for (let copy = from; copy < to; copy++) {
-    if (!usable(copy, false)) continue
+    if ((avoid[layer.nodes[copy] ?? 0] ?? 0) > least) continue
     copies += 1
     weightSum += layer.weights[copy] ?? 0
   }
-  const anyNode = copies === 0
-  if (anyNode) {
-    copies = to - from
-    for (let copy = from; copy < to; copy++) weightSum += layer.weights[copy] ?? 0
-  }
+  const equalShare = 1 / copies
   let given = 0
   let line = 0
   for (let copy = from; copy < to && given < rows; copy++) {
-    if (!usable(copy, anyNode)) continue
+    if ((avoid[layer.nodes[copy] ?? 0] ?? 0) > least) continue
     copies -= 1
     // Copies that all weigh nothing share alike.
-    line += weightSum > 0 ? (layer.weights[copy] ?? 0) / weightSum : 1 / (to - from)
+    line += weightSum > 0 ? (layer.weights[copy] ?? 0) / weightSum : equalShare
     const upTo = copies === 0 ? rows : Math.min(rows, Math.max(given, Math.ceil(line * rows - phase)))
     if (upTo > given) addPiece(groups, layer.nodes[copy] ?? 0, expert, upTo - given)
     given = upTo

@@ -2,7 +2,7 @@ import assert from 'node:assert/strict'
 import { asMoeshError, MoeshError } from '../config/errors.ts'
 import type { Clock, Timer } from './clock.ts'
 import type { LatencyRecord } from './hedge.ts'
-import type { NodeHealth } from './node-health.ts'
+import { avoidance, type NodeHealth } from './node-health.ts'
 import type { OutputPool } from './output-pool.ts'
 import { nobody, type RouteTable, type RowGroups } from './route.ts'
 import type { OutputBuffer } from './rows.ts'
@@ -168,12 +168,11 @@ export class RunningDispatch {
   }
 
   #start(nodeId: string, entries: readonly number[], scratch: OutputBuffer | null, call: ExpertCall): void {
-    const { clock, latency, health } = this.#context
+    const { clock, latency } = this.#context
     const rows = call.rowIndices.length
     const startedMs = clock.nowMs()
-    // Nobody waits for a node that is late already.
-    const patienceMs = health.isLate(nodeId) ? 0 : latency.limitMs(call.layer, rows)
-    const attempt: Attempt = { nodeId, entries, rows, startedMs, dueMs: startedMs + patienceMs, isLate: false, scratch }
+    const dueMs = startedMs + latency.limitMs(call.layer, rows)
+    const attempt: Attempt = { nodeId, entries, rows, startedMs, dueMs, isLate: false, scratch }
     this.#attempts.add(attempt)
     const transport = this.#context.transport(nodeId)
     const answer = transport
@@ -268,23 +267,29 @@ export class RunningDispatch {
     for (const [nodeId, entries] of calls) this.#startAgain(nodeId, entries)
   }
 
-  /** A copy that was not tried: the first that answers in time, else one that is late or refused a larger call. */
+  /** Of the copies that were not tried the one that is avoided least; last, one that refused a larger call. */
   #chooseCopy(entry: number): string | null {
+    const { clock, health } = this.#context
     const { nodeIds, layers } = this.#context.routes()
     const layer = layers.get(this.routed.layer)
     const expert = this.#expert(entry)
     const trouble = this.#trouble.get(entry)
-    let second: string | null = null
+    const nowMs = clock.nowMs()
+    let best: string | null = null
+    let bestAvoidance = Infinity
     const from = layer?.starts[expert] ?? 0
     const to = layer?.starts[expert + 1] ?? 0
     for (let copy = from; copy < to; copy++) {
       // Turned by the expert: the rows of a failed node spread over the others.
       const nodeId = nodeIds[layer?.nodes[from + ((copy - from + expert) % (to - from))] ?? 0] ?? ''
       if (trouble?.failed.has(nodeId) || this.#isOnItsWayTo(entry, nodeId)) continue
-      if (!this.#context.health.isLate(nodeId) && !trouble?.refusedBy.has(nodeId)) return nodeId
-      second ??= nodeId
+      const refused = trouble?.refusedBy.has(nodeId) ? avoidance.gone : avoidance.none
+      const avoided = health.avoidance(nodeId, nowMs) + refused
+      if (avoided >= bestAvoidance) continue
+      best = nodeId
+      bestAvoidance = avoided
     }
-    return second
+    return best
   }
 
   #reportUncovered(entry: number): void {

@@ -41,6 +41,8 @@ export type ShardServiceOptions = {
   authorize?: (call: FetchCall | ManifestCall) => void
 }
 
+/** A receiver that reads nothing for so long has gone, or will ask again. */
+const stallMs = 30_000
 /** Transfers at once; a node that is turned away asks another source, or again. */
 const transfersMax = 16
 
@@ -54,7 +56,8 @@ const definition: ServiceDefinition = {
 /** Serves manifest and shards to expert nodes. */
 export function addShardService(server: Server, options: ShardServiceOptions): void {
   const { library, authorize } = options
-  const limit = new RateLimit(options.bytesPerSecond ?? Infinity, options.clock ?? systemClock)
+  const clock = options.clock ?? systemClock
+  const limit = new RateLimit(options.bytesPerSecond ?? Infinity, clock)
   let transfers = 0
   server.addService(definition, {
     getManifest(call: ManifestCall, reply: sendUnaryData<Buffer>) {
@@ -80,7 +83,7 @@ export function addShardService(server: Server, options: ShardServiceOptions): v
         if (transfers >= transfersMax) throw new MoeshError('QUEUE_FULL', `${transfersMax} transfers are under way`)
         transfers += 1
         try {
-          await send(call, place, offset, limit)
+          await send(call, place, offset, limit, clock)
         } finally {
           transfers -= 1
         }
@@ -93,7 +96,7 @@ export function addShardService(server: Server, options: ShardServiceOptions): v
   })
 }
 
-async function send(call: FetchCall, place: ShardPlace, offset: number, limit: RateLimit): Promise<void> {
+async function send(call: FetchCall, place: ShardPlace, offset: number, limit: RateLimit, clock: Clock): Promise<void> {
   const file = await open(place.path, 'r')
   try {
     for (let at = offset; at < place.bytes && !call.cancelled; ) {
@@ -101,7 +104,7 @@ async function send(call: FetchCall, place: ShardPlace, offset: number, limit: R
       const { bytesRead } = await file.read(chunk, 0, chunk.length, place.offset + at)
       if (bytesRead === 0) throw new MoeshError('PACK_INVALID', `${place.path} ends at byte ${place.offset + at}`)
       await limit.pass(bytesRead)
-      if (!call.write(encodeContent(chunk.subarray(0, bytesRead)))) await roomOrEnd(call)
+      if (!call.write(encodeContent(chunk.subarray(0, bytesRead)))) await roomOrEnd(call, clock)
       at += bytesRead
     }
   } finally {
@@ -109,15 +112,22 @@ async function send(call: FetchCall, place: ShardPlace, offset: number, limit: R
   }
 }
 
-function roomOrEnd(call: FetchCall): Promise<void> {
-  return new Promise((resolve) => {
+/** Resolves when more can be written or the call is over. Errors: NODE_LATE for a receiver that reads no more. */
+function roomOrEnd(call: FetchCall, clock: Clock): Promise<void> {
+  // Said once, perhaps before we listen.
+  if (call.cancelled) return Promise.resolve()
+  return new Promise((resolve, reject) => {
+    const events = ['drain', 'cancelled', 'close', 'error'] as const
     const done = () => {
-      call.off('drain', done)
-      call.off('cancelled', done)
+      for (const event of events) call.off(event, done)
+      timer.cancel()
       resolve()
     }
-    call.on('drain', done)
-    call.on('cancelled', done)
+    for (const event of events) call.on(event, done)
+    const timer = clock.after(stallMs, () => {
+      reject(new MoeshError('NODE_LATE', `the receiver has read nothing for ${stallMs} ms`))
+      done()
+    })
   })
 }
 

@@ -14,8 +14,6 @@ import type { ExpertTransport } from './transport.ts'
 /** One row for one expert, beside the token loop. */
 export type SideRow = { layer: number; expert: number; rows: RowBuffer; row: number }
 
-/** Probes and audits that may be under way at once; more are not made. */
-const callsMax = 4
 const patienceMs = 2000
 
 /** Calls of a single row with buffers of their own: the row is copied, so nothing of the caller's is used later. */
@@ -23,23 +21,25 @@ export class SideCalls {
   readonly #encoding: RowEncoding
   readonly #hidden: number
   readonly #clock: Clock
+  readonly #callsMax: number
   readonly #free: { rows: RowBuffer; outputs: OutputBuffer }[] = []
-  #underWay = 0
+  readonly #underWay = new Set<AbortController>()
 
-  constructor(encoding: RowEncoding, hidden: number, clock: Clock) {
+  /** `callsMax`: under way at once. */
+  constructor(encoding: RowEncoding, hidden: number, clock: Clock, callsMax: number) {
     this.#encoding = encoding
     this.#hidden = hidden
     this.#clock = clock
+    this.#callsMax = callsMax
   }
 
   get isFull(): boolean {
-    return this.#underWay >= callsMax
+    return this.#underWay.size >= this.#callsMax
   }
 
   /** The row's output, [hidden] f32. Fails as a transport does, with CANCELLED after two seconds. */
   async call(transport: ExpertTransport, { layer, expert, rows, row }: SideRow): Promise<Float32Array> {
     assert(!this.isFull)
-    this.#underWay += 1
     const buffers = this.#free.pop() ?? {
       rows: createRowBuffer(this.#encoding, this.#hidden, 1),
       outputs: createOutputBuffer(this.#hidden, 1),
@@ -48,6 +48,7 @@ export class SideCalls {
     buffers.rows.data.set(rows.data.subarray(row * bytes, (row + 1) * bytes))
     if (hasScale(this.#encoding)) buffers.rows.scales[0] = rows.scales[row] ?? 0
     const abort = new AbortController()
+    this.#underWay.add(abort)
     const timer = this.#clock.after(patienceMs, () => abort.abort())
     try {
       await transport.call(
@@ -65,8 +66,13 @@ export class SideCalls {
       return Float32Array.from(buffers.outputs.data.subarray(0, this.#hidden))
     } finally {
       timer.cancel()
-      this.#underWay -= 1
+      this.#underWay.delete(abort)
       this.#free.push(buffers)
     }
+  }
+
+  /** Gives up what is under way. */
+  close(): void {
+    for (const abort of this.#underWay) abort.abort()
   }
 }

@@ -26,14 +26,19 @@ const before = 4096
 const manifest = Buffer.from('{"name":"test"}')
 
 /** Serves one shard that lies inside a larger file. */
-async function serveShard(options: Partial<ShardServiceOptions> = {}, dial: Partial<ShardPeerOptions> = {}) {
+async function serveShard(
+  options: Partial<ShardServiceOptions> = {},
+  dial: Partial<ShardPeerOptions> = {},
+  content = shard,
+) {
   const path = join(temporaryDirectory(), 'experts.bin')
-  writeFileSync(path, Buffer.concat([Buffer.alloc(before, 9), shard, Buffer.alloc(500, 8)]))
+  writeFileSync(path, Buffer.concat([Buffer.alloc(before, 9), content, Buffer.alloc(500, 8)]))
   const server = new Server()
   addShardService(server, {
     library: {
       manifest: (digest) => (digest === null || digest === refOf(manifest).sha256 ? manifest : undefined),
-      find: (sha256) => (sha256 === ref.sha256 ? { path, offset: before, bytes: shard.length } : undefined),
+      find: (sha256) =>
+        sha256 === refOf(content).sha256 ? { path, offset: before, bytes: content.length } : undefined,
     },
     ...options,
   })
@@ -42,12 +47,13 @@ async function serveShard(options: Partial<ShardServiceOptions> = {}, dial: Part
       error ? reject(error) : resolve(bound),
     )
   })
-  const peer = connectShardPeer({ name: 'peer', address: `127.0.0.1:${port}`, ...dial })
+  const address = `127.0.0.1:${port}`
+  const peer = connectShardPeer({ name: 'peer', address, ...dial })
   onTestFinished(() => {
     peer.close()
     server.forceShutdown()
   })
-  return { peer, server }
+  return { peer, server, address }
 }
 
 async function collect(chunks: AsyncIterable<Uint8Array>): Promise<Buffer> {
@@ -98,29 +104,38 @@ test('a peer that dies, and one that says nothing any more, end the transfer', a
   await untilTimer(serverClock)
   dying.server.forceShutdown()
   await expect(lost).rejects.toMatchObject({ code: 'NODE_LOST' })
-  const silent = await serveShard({ ...slow, clock: new FakeClock() }, { clock })
+  const silentClock = new FakeClock()
+  const silent = await serveShard({ ...slow, clock: silentClock }, { clock })
   const late = collect(silent.peer.fetch(ref.sha256, 0))
   late.catch(() => {})
   await untilTimer(clock)
   await clock.advance(5000)
   await expect(late).rejects.toMatchObject({ code: 'NODE_LATE' })
+  // The senders wait for their turn at the rate, see that nobody listens, and close their files.
+  for (const waiting of [serverClock, silentClock]) await waiting.advance(10_000)
 })
 
 async function untilTimer(clock: FakeClock): Promise<void> {
   while (clock.timers === 0) await new Promise(setImmediate)
 }
 
-test('transfers are bounded, and one that is given up makes room', async () => {
-  const clock = new FakeClock()
-  const { peer } = await serveShard({ bytesPerSecond: 1, clock })
-  const waiting = Array.from({ length: 16 }, () => {
-    const chunks = peer.fetch(ref.sha256, 0)[Symbol.asyncIterator]()
-    chunks.next().catch(() => {})
-    return chunks
-  })
-  while (clock.timers < 16) await new Promise(setImmediate)
-  await expect(collect(peer.fetch(ref.sha256, 0))).rejects.toMatchObject({ code: 'QUEUE_FULL' })
-  expect(waiting.length).toBe(16)
+test('transfers are bounded, and receivers that read no more and then vanish make room', async () => {
+  const big = shardBytes(2, 64 * chunkBytes)
+  const { peer, address } = await serveShard({}, {}, big)
+  const { sha256 } = refOf(big)
+  const stuck = Array.from({ length: 16 }, () => peer.fetch(sha256, 0)[Symbol.asyncIterator]())
+  for (const chunks of stuck) await chunks.next()
+  const other = connectShardPeer({ name: 'other', address })
+  onTestFinished(() => other.close())
+  await expect(collect(other.fetch(sha256, 0))).rejects.toMatchObject({ code: 'QUEUE_FULL' })
+  for (const chunks of stuck.slice(8)) await chunks.return?.()
+  peer.close()
+  for (;;) {
+    const received = await collect(other.fetch(sha256, 0)).catch((error: MoeshError) => error.code)
+    if (received === 'QUEUE_FULL') continue
+    expect(Buffer.isBuffer(received) && Buffer.compare(received, big)).toBe(0)
+    break
+  }
 })
 
 test('a rate is kept over all who share it', async () => {
