@@ -8,7 +8,7 @@ import type { Membership } from './membership.ts'
 import { copiesOf, type Placement, type PlacementId, sameId, weightUnit } from './placement.ts'
 import { type Plan, type PlannerLayer, planPlacement } from './planner/plan.ts'
 import type { ClusterEvent, DrainedBy, Store } from './store.ts'
-import { holdsOnlyLastCopies, lastCopies, missingCopies, targetLayers } from './target.ts'
+import { lastCopies, missingCopies, targetLayers } from './target.ts'
 import type { ClusterView } from './view.ts'
 
 export type ControllerOptions = {
@@ -59,6 +59,8 @@ export class Controller {
   #unsubscribe: () => void = () => {}
   #knownUnmet = ''
   #knownExcluded = ''
+  /** Nodes that shall go, but stay in the target with what nobody else has room for. */
+  #keepers: ReadonlySet<string> = new Set()
   /** Of the target: copies that nodes do not report yet, and since when there are so many. */
   #missing = { copies: 0, sinceMs: 0 }
   /** Nodes that could not load their part: node id → until when they are done without. */
@@ -196,7 +198,7 @@ export class Controller {
     // The store forgot the placement; what is known goes back there.
     if (view.target === null) return 'the store lost the placement'
     const planned = new Set(target.nodes)
-    const gone = target.nodes.filter((id) => !eligible.includes(id) && !holdsOnlyLastCopies(target, id, view))
+    const gone = target.nodes.filter((id) => !eligible.includes(id) && !(this.#keepers.has(id) && view.nodes.has(id)))
     if (gone.length > 0) return `${gone.join(', ')} can't hold experts any more`
     const added = eligible.filter((id) => !planned.has(id))
     if (added.length > 0) return `${added.join(', ')} joined`
@@ -288,6 +290,7 @@ export class Controller {
       layers: targetLayers([...plan.copies, ...kept], this.#options.layers, nodes),
     }
     await store.writeTarget(placement)
+    this.#keepers = new Set(kept.map(({ node }) => node))
     this.#target = placement
     const loaded = plan.moves.filter(({ to }) => to !== '').length
     await this.#say('epoch', '', `epoch ${placement.epoch}: ${why}; ${loaded} copies to load`)

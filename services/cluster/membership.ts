@@ -65,7 +65,8 @@ export function createMembership(options: MembershipOptions): Membership {
 
   /** As soon as the cluster's size allows: with many nodes, hints are many. */
   function hurry(): void {
-    if (underWay === null) schedule(Math.max(clock.nowMs(), lastBeatMs + beatGapMs(view.nodes.size)))
+    // Whoever has to register waits for its turn: each registration causes a hint to all others.
+    if (underWay === null && isRegistered) schedule(Math.max(clock.nowMs(), lastBeatMs + beatGapMs(view.nodes.size)))
   }
 
   async function beat(): Promise<void> {

@@ -1,5 +1,5 @@
 import { decodeHeld } from './held.ts'
-import { copiesOf, type Placement, shardsOf, weightUnit } from './placement.ts'
+import { copiesOf, type Placement, weightUnit } from './placement.ts'
 import type { PlannedCopy } from './planner/plan.ts'
 import type { ClusterView } from './view.ts'
 
@@ -28,26 +28,6 @@ export function lastCopies(
     }
   }
   return [...kept.values()]
-}
-
-/** A node's part of the target are copies that exist nowhere else, and it has them: it may stay in it although it goes. */
-export function holdsOnlyLastCopies(target: Placement, node: string, view: ClusterView): boolean {
-  const status = view.nodes.get(node)?.status
-  if (!status) return false
-  const held = decodeHeld(status.held)
-  const homes = new Map<string, number>()
-  for (const { layer, expert } of copiesOf(target)) {
-    const key = `${layer}/${expert}`
-    homes.set(key, (homes.get(key) ?? 0) + 1)
-  }
-  let copies = 0
-  for (const [layer, experts] of shardsOf(target, node)) {
-    for (const expert of experts) {
-      if (homes.get(`${layer}/${expert}`) !== 1 || !held.get(layer)?.has(expert)) return false
-      copies++
-    }
-  }
-  return copies > 0
 }
 
 export function targetLayers(

@@ -11,13 +11,26 @@ export class FaultyStore {
   /** Names of the calls of each process, for counting. */
   readonly calls: { process: string; name: string; atMs: number }[] = []
 
+  readonly #listeners = new Map<() => void, string>()
+  /** Hints are never relied on: without them everything must work too, only later. */
+  hasHints = true
+
   constructor(nowMs: () => number) {
     this.#nowMs = nowMs
-    this.#store = createMemoryStore({ nowMs })
+    this.#store = this.#begin()
   }
 
   restartEmpty(): void {
-    this.#store = createMemoryStore({ nowMs: this.#nowMs })
+    this.#store = this.#begin()
+  }
+
+  #begin(): Store {
+    const store = createMemoryStore({ nowMs: this.#nowMs })
+    store.onHint(() => {
+      if (this.isAway || !this.hasHints || store !== this.#store) return
+      for (const [listener, process] of this.#listeners) if (!this.cutOff.has(process)) listener()
+    })
+    return store
   }
 
   /** The store as `process` reaches it. */
@@ -25,8 +38,12 @@ export class FaultyStore {
     return new Proxy({} as Store, {
       get: (_, name: keyof Store) => {
         if (name === 'kind') return 'memory'
-        // Hints are never relied on: without them everything must work too.
-        if (name === 'onHint') return () => () => {}
+        if (name === 'onHint') {
+          return (listener: () => void) => {
+            this.#listeners.set(listener, process)
+            return () => void this.#listeners.delete(listener)
+          }
+        }
         return (...args: unknown[]) => {
           this.calls.push({ process, name, atMs: this.#nowMs() })
           if (this.isAway || this.cutOff.has(process)) {
