@@ -53,13 +53,36 @@ export class LayerPlan {
     this.nodeLoads = new Float64Array(problem.ranks.length)
   }
 
+  reason(expert: number, node: number): string {
+    return this.reasons.get(expert * this.nodeLoads.length + node) ?? ''
+  }
+
+  explain(expert: number, node: number, why: string): void {
+    this.reasons.set(expert * this.nodeLoads.length + node, why)
+  }
+
   /** Its rows are 0 until the next `pour` or `settle`. */
   add(expert: number, node: number, why: string): void {
     this.homes[expert]?.push(node)
     this.rows[expert]?.push(0)
     this.held[node]?.push(expert)
     this.copies++
-    this.reasons.set(expert * this.nodeLoads.length + node, why)
+    if (why !== '') this.explain(expert, node, why)
+  }
+
+  /** Back to what `homes`, `rows` and `reasons` were, given copies of them. */
+  restore(homes: readonly number[][], rows: number[][], reasons: ReadonlyMap<number, string>): void {
+    for (const held of this.held) held.length = 0
+    this.copies = 0
+    for (const [expert, nodes] of homes.entries()) {
+      this.homes[expert]?.splice(0, Number.POSITIVE_INFINITY, ...nodes)
+      for (const node of nodes) this.held[node]?.push(expert)
+      this.copies += nodes.length
+    }
+    this.rows = rows
+    this.reasons.clear()
+    for (const [key, why] of reasons) this.reasons.set(key, why)
+    this.#recount()
   }
 
   /** Its rows are lost until the next `pour` or `settle`. */

@@ -1,5 +1,3 @@
-import type { LayerPlan } from './layer-plan.ts'
-
 export type SlotLayer = { experts: number; shardBytes: number; presentCopies: Int32Array }
 export type SlotNode = { memoryBytes: number; ranks: number; zone: number }
 
@@ -107,9 +105,4 @@ function usefulSlots(layer: SlotLayer, nodes: readonly SlotNode[], most: Int32Ar
     if (total(slots) >= wantedTotal && inZones(slots) >= wantedInZones) return slots
   }
   return most.slice()
-}
-
-/** Shares of a layer's copies that are left when `plan` is full. */
-export function roomLeft(plan: LayerPlan): number {
-  return plan.problem.copiesMax - plan.copies
 }

@@ -1,0 +1,106 @@
+import { compareShortage, type Demand, demandOf, shortageOf } from './demand.ts'
+import { fill } from './fill.ts'
+import { improve } from './improve.ts'
+import { keep } from './keep.ts'
+import type { LayerPlan, LayerProblem } from './layer-plan.ts'
+import { spread } from './spread.ts'
+
+export type LayerPresent = {
+  problem: LayerProblem
+  /** By expert: node indexes that hold it now. */
+  homes: number[][]
+}
+
+/** Closer to perfect than this nothing is searched for. */
+const goodBalance = 0.998
+const stepsFromNothingMax = 64
+/** Nothing moves for the load's sake while a plan from nothing would be no better than by this. */
+const gapMax = 0.02
+/** When something moves, then until this close. */
+const gapGoal = 0.01
+/** A node that joined is brought in even if the others would hardly notice. */
+const gapGoalJoined = 0.002
+/** So far from a plan from nothing, a node's joining is worth loading everything anew. */
+const gapAnew = 0.1
+
+/**
+ * Plans each layer. Present homes stay; what is missing is added whatever it costs; for the load's sake at most
+ * `movesMax` (a share) of the copies are loaded, and as many more as the nodes in `joined` may take.
+ */
+export function planLayers(
+  layers: readonly LayerPresent[],
+  joined: readonly number[],
+  movesMax: number,
+  nameOf: (node: number) => string,
+): LayerPlan[] {
+  const plans: LayerPlan[] = []
+  const behind: { index: number; gap: number; anew: LayerPlan }[] = []
+  for (const [index, { problem, homes }] of layers.entries()) {
+    const demand = demandOf(problem)
+    const anew = planFromNothing(problem, demand)
+    plans.push(anew)
+    if (homes.every((nodes) => nodes.length === 0)) continue
+    const kept = keep(problem, homes, demand)
+    if (compareShortage(shortageOf(anew), shortageOf(kept)) < 0) {
+      explainAnew(anew, 'only a plan from nothing has room for all copies')
+      continue
+    }
+    plans[index] = kept
+    const gap = anew.balancedness() - kept.balancedness()
+    if (gap > (joined.length > 0 ? gapGoalJoined : gapMax)) behind.push({ index, gap, anew })
+  }
+  behind.sort((a, b) => b.gap - a.gap || a.index - b.index)
+  let movesLeft = Math.floor(movesMax * plans.reduce((sum, { copies }) => sum + copies, 0) + 1e-9)
+  for (const [done, { index, anew }] of behind.entries()) {
+    const plan = plans[index]
+    if (plan === undefined) continue
+    const share = Math.min(movesLeft, Math.ceil(movesLeft / (behind.length - done)))
+    const forJoined = joinedShare(plan, joined)
+    const goal = anew.balancedness() - (joined.length > 0 ? gapGoalJoined : gapGoal)
+    const loaded = improve(plan, goal, share + forJoined, (node) => `${nameOf(node)} was the busiest of its layer`)
+    movesLeft -= Math.max(0, loaded - forJoined)
+    const gap = anew.balancedness() - plan.balancedness()
+    const needed = loadedBy(anew, layers[index]?.homes ?? [])
+    if ((gap > gapMax && needed <= share) || (joined.length > 0 && gap > gapAnew)) {
+      explainAnew(anew, 'the layer is balanced better from nothing')
+      plans[index] = anew
+      movesLeft -= Math.max(0, Math.min(share, needed) - loaded)
+    }
+  }
+  return plans
+}
+
+function planFromNothing(problem: LayerProblem, demand: Demand): LayerPlan {
+  const candidates: LayerPlan[] = []
+  if (problem.minReplicas === 1) {
+    const filled = fill(problem)
+    if (filled !== null && filled.balancedness() >= goodBalance) return filled
+    if (filled !== null) candidates.push(filled)
+  }
+  candidates.push(spread(problem, demand))
+  for (const plan of candidates) improve(plan, goodBalance, stepsFromNothingMax, () => '')
+  candidates.sort(
+    (a, b) =>
+      compareShortage(shortageOf(a), shortageOf(b)) || b.balancedness() - a.balancedness() || a.copies - b.copies,
+  )
+  const [best] = candidates
+  return best ?? spread(problem, demand)
+}
+
+/** Copies that nodes which joined may take of a layer: twice their even share, as the first ones may be cold. */
+function joinedShare({ copies, problem }: LayerPlan, joined: readonly number[]): number {
+  const ranks = joined.reduce((sum, node) => sum + (problem.ranks[node] ?? 1), 0)
+  return Math.ceil((2 * copies * ranks) / problem.rankSum)
+}
+
+function loadedBy(plan: LayerPlan, present: readonly (readonly number[])[]): number {
+  let count = 0
+  for (const [expert, homes] of plan.homes.entries()) {
+    for (const node of homes) if (present[expert]?.includes(node) !== true) count++
+  }
+  return count
+}
+
+function explainAnew(plan: LayerPlan, why: string): void {
+  for (const [expert, homes] of plan.homes.entries()) for (const node of homes) plan.explain(expert, node, why)
+}
