@@ -116,6 +116,7 @@ export async function startCoordinator(settings: CoordinatorSettings, log: Logge
     },
     reference: (layer, expert) => (fallback.held().get(layer)?.has(expert) ? fallback.transport() : undefined),
   })
+  opened.defer(() => dispatcher.close())
 
   const threads = settings.threads ?? availableParallelism()
   const options = { ...settings, pack, dispatcher, threads, stageDir }

@@ -55,6 +55,7 @@ export async function serve(settings: ServeSettings, log: Logger): Promise<Runni
     clock: systemClock,
     onFailure: (node, error) => log.error({ node, error }, 'a dispatch failed'),
   })
+  opened.defer(() => dispatcher.close())
 
   const threads = settings.threads ?? availableParallelism()
   const options = { ...settings, pack, dispatcher, threads, stageDir }
