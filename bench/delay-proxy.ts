@@ -33,9 +33,9 @@ const timerMs = 0.2
 export async function startDelayProxy({ roundTripMs, jitterMs = 0, seed = 1 }: DelayProxyOptions): Promise<DelayProxy> {
   const link: Link = { target: '', ways: split(roundTripMs), jitterMs, random: streamFor(seed, 'delay') }
   const sockets = new Set<Socket>()
-  const server = createServer({ noDelay: true }, (client) => {
+  const server = createServer({ noDelay: true, allowHalfOpen: true }, (client) => {
     const { host, port } = hostAndPort(link.target)
-    const upstream = connect({ host, port, noDelay: true })
+    const upstream = connect({ host, port, noDelay: true, allowHalfOpen: true })
     for (const socket of [client, upstream]) {
       sockets.add(socket)
       socket.once('close', () => sockets.delete(socket))

@@ -53,9 +53,16 @@ export function readOptions(args: readonly string[]): BenchOptions | 'help' | 'l
     if (!/^[1-9]\d{0,8}$/.test(text)) throw new UsageError(`--${name}: "${text}" is not a whole number above 0`)
     return Number(text)
   }
+  const expression = (text: string) => {
+    try {
+      return new RegExp(text)
+    } catch (cause) {
+      throw new UsageError(`--rows: "${text}" is no regular expression`, { cause })
+    }
+  }
   if (!isShapeName(values.shape)) throw new UsageError(`--shape: there is no "${values.shape}"`)
   return {
-    rows: new RegExp(values.rows),
+    rows: expression(values.rows),
     pairs: whole('pairs', values.pairs),
     threads: whole('threads', values.threads),
     json: values.json,

@@ -42,7 +42,12 @@ export const peerModules = join(import.meta.dirname, 'node_modules')
 export const peerVersion = '3.22.1'
 
 const newable = z.custom<LlamaBinding['AddonModel']>((value) => typeof value === 'function')
-const bindingSchema = z.object({ AddonModel: newable, AddonContext: newable, AddonSampler: newable, systemInfo: z.function() })
+const bindingSchema = z.object({
+  AddonModel: newable,
+  AddonContext: newable,
+  AddonSampler: newable,
+  systemInfo: z.function(),
+})
 
 /** Loads the prebuilt CPU binary; never builds, never downloads. */
 export async function loadBinding(): Promise<LlamaBinding> {

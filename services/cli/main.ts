@@ -34,6 +34,10 @@ const run: Commands = {
     await (await import('./status.ts')).runStatus(options, interrupted())
     return 0
   },
+  bench: async (options) => {
+    await (await import('./bench.ts')).runBench(options, interrupted())
+    return 0
+  },
   drain: async (options, [node = '']) => {
     await (await import('./drain.ts')).runDrain(node, options)
     return 0

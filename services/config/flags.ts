@@ -1,4 +1,17 @@
-import { address, choice, count, name, path, real, size, storeUrl, text, unsigned64, type ValueKind } from './values.ts'
+import {
+  address,
+  choice,
+  count,
+  counts,
+  name,
+  path,
+  real,
+  size,
+  storeUrl,
+  text,
+  unsigned64,
+  type ValueKind,
+} from './values.ts'
 
 /**
  * Every flag of every command, once: command line, environment (`MOESH_SOME_FLAG`), help, documentation and the chart's
@@ -81,6 +94,10 @@ export const flags = {
   'min-p': flag(real('P', 0, 1), "only tokens with this share of the likeliest one's probability"),
   seed: flag(unsigned64, 'the same seed gives the same text'),
   stop: list(text, 'end before this text; may be given several times'),
+  concurrency: flag(counts(1, 4096, 64), 'how many requests run at once, step by step'),
+  requests: flag(count(1, 1_000_000), 'how many requests each step has, at least its concurrency'),
+  'prompt-tokens': flag(count(1, 16_777_216), 'length of each prompt, in random tokens'),
+  svg: flag(path('FILE'), 'also write a plot there'),
 } satisfies Record<string, Flag>
 
 export type FlagName = keyof typeof flags

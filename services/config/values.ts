@@ -33,6 +33,20 @@ export function count(low: number, high: number): ValueKind<number> {
   }
 }
 
+/** Several of `count`, separated by commas. */
+export function counts(low: number, high: number, most: number): ValueKind<number[]> {
+  const one = count(low, high)
+  return {
+    placeholder: 'N,N,…',
+    allowed: `at most ${most} whole numbers from ${low} to ${high}, such as 1,2,4`,
+    read: (value) => {
+      const numbers = value.split(',').map((part) => one.read(part.trim()))
+      const known = numbers.filter((number) => number !== undefined)
+      return known.length === numbers.length && known.length <= most ? known : undefined
+    },
+  }
+}
+
 export function real(placeholder: string, low: number, high: number): ValueKind<number> {
   return {
     placeholder,
