@@ -25,6 +25,8 @@ export type ExpertHostOptions = {
  */
 export interface ExpertHost {
   readonly ranks: number
+  /** Never settles while all is well; then with why a rank has ended. Its experts are computed by nobody here any more. */
+  readonly failed: Promise<Error>
   /** Loads beside what is there; resolves when all of them compute. Loading what is held already changes nothing. */
   load(shards: readonly ShardSource[]): Promise<void>
   /** Calls in flight finish first. */

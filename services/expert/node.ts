@@ -160,7 +160,7 @@ export async function startExpertNode(settings: ExpertSettings, log: Logger): Pr
     grpc,
     ready: assigned.ready,
     isServing,
-    failed: new Promise(() => {}),
+    failed: host.failed,
     drain: async (deadline) => {
       isDraining = true
       const had = countHeld(host.held())

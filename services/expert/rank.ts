@@ -9,6 +9,8 @@ type Waiter = { resolve: () => void; reject: (error: Error) => void }
 
 /** The host's side of a rank thread: one job at a time, in the order of the calls. */
 export class Rank {
+  /** Settles with the reason if the thread ends without being asked to. */
+  readonly failed: Promise<Error>
   readonly #worker: Worker
   readonly #control: Int32Array<SharedArrayBuffer>
   readonly #computeMs: Float64Array<SharedArrayBuffer>
@@ -20,9 +22,14 @@ export class Rank {
   #queue: Promise<void> = Promise.resolve()
   #jobError = ''
   #ended: Error | null = null
+  #isClosing = false
+  #tellFailed: (error: Error) => void = () => {}
   readonly #exited: Promise<void>
 
   constructor(setup: Omit<RankSetup, 'control' | 'computeMs'>) {
+    this.failed = new Promise((resolve) => {
+      this.#tellFailed = resolve
+    })
     this.#control = new Int32Array(new SharedArrayBuffer(controlWords.size * 4))
     this.#computeMs = new Float64Array(new SharedArrayBuffer(8))
     const workerData: RankSetup = { ...setup, control: this.#control, computeMs: this.#computeMs }
@@ -62,6 +69,7 @@ export class Rank {
 
   async close(): Promise<void> {
     await this.#queue
+    this.#isClosing = true
     this.#send({ kind: 'close' })
     await this.#exited
   }
@@ -140,6 +148,7 @@ export class Rank {
 
   #end(error: Error): void {
     this.#ended ??= error
+    if (!this.#isClosing) this.#tellFailed(this.#ended)
     for (const { reject } of this.#tickets.values()) reject(this.#ended)
     this.#tickets.clear()
     // Wakes a job that would wait for the dead thread for ever.

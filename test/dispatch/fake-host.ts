@@ -18,6 +18,7 @@ export function checksum(row: Uint8Array): number {
 /** A host whose experts need no weights; the test decides when a call is computed. */
 export class FakeHost implements ExpertHost {
   readonly ranks = 2
+  readonly failed = new Promise<Error>(() => {})
   readonly encoding: RowEncoding
   readonly hidden: number
   isHolding = false
