@@ -1,10 +1,10 @@
 import { setTimeout as wait } from 'node:timers/promises'
 import { Redis } from 'ioredis'
-import { describe, expect, test } from 'vitest'
+import { describe, expect, onTestFinished, test } from 'vitest'
 import { noGauges } from '../../services/cluster/node.ts'
 import { openRedisStore } from '../../services/cluster/redis-store.ts'
 import type { Store } from '../../services/cluster/store.ts'
-import { redisCommand, startRedis, startSentinel } from '../redis.ts'
+import { redisCommand, startRedis, startSentinel, type TestRedis } from '../redis.ts'
 import { nodeEntry, placementOf, storeContract } from './contract.ts'
 
 describe.skipIf(redisCommand() === null)('a real Redis', () => {
@@ -20,7 +20,7 @@ describe.skipIf(redisCommand() === null)('a real Redis', () => {
   })
 
   test('two clusters on one server do not see each other', async () => {
-    const redis = await startRedis()
+    const redis = await redisForTest()
     const one = await openRedisStore({ url: redis.url, cluster: 'one' })
     const two = await openRedisStore({ url: redis.url, cluster: 'two' })
     await one.register(nodeEntry('n'), 1000)
@@ -28,11 +28,10 @@ describe.skipIf(redisCommand() === null)('a real Redis', () => {
     await one.lead('n', 'a', 1000)
     expect((await two.lead('n', 'b', 1000)).incarnation).toBe('b')
     await Promise.all([one.close(), two.close()])
-    await redis.stop()
   })
 
   test('a server that restarts empty begins a new generation and never gives an old token again', async () => {
-    const redis = await startRedis()
+    const redis = await redisForTest()
     const store = await openRedisStore({ url: redis.url, cluster: 'c' })
     await store.register(nodeEntry('n'), 1000)
     const before = await beatOf(store)
@@ -49,11 +48,10 @@ describe.skipIf(redisCommand() === null)('a real Redis', () => {
     expect((await store.lead('n', 'a', 1000)).token).toBeGreaterThan(token)
     await expect(store.writeTarget(placementOf(3, token))).rejects.toMatchObject({ code: 'NOT_LEADER' })
     await store.close()
-    await redis.stop()
   })
 
   test('a server that does not answer fails calls soon, and is used again when it does', async () => {
-    const redis = await startRedis()
+    const redis = await redisForTest()
     const store = await openRedisStore({ url: redis.url, cluster: 'c' })
     redis.pause()
     await expect(store.lead('n', 'a', 1000)).rejects.toMatchObject({ code: 'STORE_UNREACHABLE' })
@@ -61,11 +59,24 @@ describe.skipIf(redisCommand() === null)('a real Redis', () => {
     await untilReachable(() => store.lead('n', 'a', 1000))
     expect(store.health().reachable).toBe(true)
     await store.close()
-    await redis.stop()
+  })
+
+  test('a node of a version that writes something else does not blind the others', async () => {
+    const redis = await redisForTest()
+    const store = await openRedisStore({ url: redis.url, cluster: 'c' })
+    await store.register(nodeEntry('n'), 1000)
+    await store.register(nodeEntry('odd'), 1000)
+    const client = new Redis({ port: redis.port, host: '127.0.0.1' })
+    await client.hset('moesh:{c}:nodes', 'odd', '{"id":7}')
+    expect((await beatOf(store)).nodes.map(({ record }) => record.id)).toEqual(['n'])
+    await client.hset('moesh:{c}:nodes', 'odd', 'not JSON')
+    expect((await beatOf(store)).isKnown).toBe(true)
+    client.disconnect()
+    await store.close()
   })
 
   test('a wrong password, a stranger and a wrong URL are told apart', async () => {
-    const redis = await startRedis(['--requirepass', 'secret'])
+    const redis = await redisForTest(['--requirepass', 'secret'])
     const address = `127.0.0.1:${redis.port}`
     await expect(openRedisStore({ url: `redis://:wrong@${address}`, cluster: 'c', connectMs: 300 })).rejects.toThrow(
       /WRONGPASS/,
@@ -73,7 +84,7 @@ describe.skipIf(redisCommand() === null)('a real Redis', () => {
     await expect(openRedisStore({ url: `redis://${address}`, cluster: 'c', connectMs: 300 })).rejects.toThrow(/NOAUTH/)
     const store = await openRedisStore({ url: `redis://:secret@${address}`, cluster: 'c' })
     await store.close()
-    await redis.stop()
+    await redis.kill()
     await expect(openRedisStore({ url: `redis://${address}`, cluster: 'c', connectMs: 300 })).rejects.toMatchObject({
       code: 'STORE_UNREACHABLE',
       message: expect.stringMatching(/ECONNREFUSED/),
@@ -83,7 +94,7 @@ describe.skipIf(redisCommand() === null)('a real Redis', () => {
   })
 
   test('a Redis Cluster keeps everything of a cluster in one slot', async () => {
-    const redis = await startRedis(['--cluster-enabled', 'yes', '--cluster-announce-ip', '127.0.0.1'])
+    const redis = await redisForTest(['--cluster-enabled', 'yes', '--cluster-announce-ip', '127.0.0.1'])
     await claimAllSlots(redis.port)
     const store = await openRedisStore({ url: `redis-cluster://127.0.0.1:${redis.port}`, cluster: 'c' })
     await store.register(nodeEntry('n'), 1000)
@@ -92,21 +103,26 @@ describe.skipIf(redisCommand() === null)('a real Redis', () => {
     await store.journalAppend('r{x}', 0, 0, [1], 1000)
     expect((await store.journalGet('r{x}'))?.tokens).toEqual([[1]])
     await store.close()
-    await redis.stop()
   })
 
   test('behind a Sentinel the master is found', async () => {
-    const redis = await startRedis()
+    const redis = await redisForTest()
     const sentinel = await startSentinel(redis.port)
+    onTestFinished(() => sentinel.stop())
     const url = `redis-sentinel://127.0.0.1:${sentinel.port}/main`
     const store = await openRedisStore({ url, cluster: 'c' })
     await store.register(nodeEntry('n'), 1000)
     expect((await beatOf(store)).isKnown).toBe(true)
     await store.close()
-    await sentinel.stop()
-    await redis.stop()
   })
 })
+
+/** Ends with the test, passed or not. */
+async function redisForTest(settings: readonly string[] = []): Promise<TestRedis> {
+  const redis = await startRedis(settings)
+  onTestFinished(() => redis.stop())
+  return redis
+}
 
 function beatOf(store: Store) {
   return store.beat({ id: 'n', incarnation: 'a', leaseMs: 1000, status: null, gauges: noGauges, cursor: null })
