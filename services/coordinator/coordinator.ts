@@ -16,6 +16,8 @@ import { systemClock as dispatchClock } from '../dispatch/clock.ts'
 import { createDispatcher } from '../dispatch/dispatcher.ts'
 import { rowEncoding } from '../dispatch/rows.ts'
 import { addShardService, type ShardLibrary } from '../dispatch/shard-service.ts'
+import { connectKubernetes } from '../kubernetes/api.ts'
+import { resolveZone } from '../kubernetes/zone.ts'
 import { moeLayers } from '../model/spec.ts'
 import { shardLayout } from '../model/tensors.ts'
 import { manifestName, openPack, type PackReader } from '../pack/reader.ts'
@@ -29,6 +31,7 @@ import { clusterRoutes, coverage } from './cluster-routes.ts'
 import { ExpertLinks } from './expert-links.ts'
 import { FallbackExperts, fallbackNodeId } from './fallback-experts.ts'
 import { createStoreJournal } from './journal.ts'
+import { openKubernetes } from './kubernetes.ts'
 import { clusterCalls } from './leader-calls.ts'
 import { fingerprint, startModelEngine } from './model-engine.ts'
 import { SilentNodes } from './silent-nodes.ts'
@@ -130,6 +133,18 @@ export async function startCoordinator(settings: CoordinatorSettings, log: Logge
     text: tokenizer,
   })
   const tokenizer = loadTokenizer(pack.dir, pack.manifest)
+  const kubernetes =
+    settings.kubernetes === undefined
+      ? null
+      : await openKubernetes(settings.kubernetes, {
+          store,
+          membership: () => membership,
+          controller: () => controller,
+          leaseMs,
+          nowUnixMs: Date.now,
+          report,
+        })
+  const zone = await resolveZone(settings.zone, () => connectKubernetes('default'), report)
 
   // The address is known when the server listens, and the server needs the membership: it gets it by name.
   const calls = clusterCalls({
@@ -144,7 +159,10 @@ export async function startCoordinator(settings: CoordinatorSettings, log: Logge
     security,
     models: () => (isServing ? [served()] : []),
     cluster: {
-      getStatus: (request) => view.getStatus(request),
+      getStatus: async (request) => {
+        const status = await view.getStatus(request)
+        return kubernetes?.explain(status) ?? status
+      },
       watchEvents: (last, listener) => view.watchEvents(last, listener),
       ...calls,
     },
@@ -167,7 +185,7 @@ export async function startCoordinator(settings: CoordinatorSettings, log: Logge
       incarnation,
       role: 'coordinator',
       address: advertisedAddress(settings.advertise, api.address),
-      zone: settings.zone ?? '',
+      zone: zone ?? '',
       memoryBytes: 0,
       ranks: threads,
       provider: 'cpu',
@@ -196,7 +214,7 @@ export async function startCoordinator(settings: CoordinatorSettings, log: Logge
     layers,
     minReplicas: settings.minReplicas,
     preferredNumerics: ownExpertClass,
-    suspects: () => new Set(silent.suspects()),
+    suspects: () => new Set([...silent.suspects(), ...(kubernetes?.suspects() ?? [])]),
     onPlacement: () => reroute(),
     report,
   })
@@ -251,6 +269,8 @@ export async function startCoordinator(settings: CoordinatorSettings, log: Logge
   opened.defer(() => membership.stop())
   await controller.start()
   opened.defer(() => controller.stop())
+  kubernetes?.start()
+  opened.defer(() => kubernetes?.close())
   reroute()
 
   const meter = new LoadMeter(layers)

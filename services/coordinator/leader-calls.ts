@@ -55,7 +55,7 @@ export function clusterCalls(options: ClusterCallsOptions): LeaderCalls {
         throw new MoeshError('NO_OTHER_NODE', `${node} is the only expert node`, 'start another one first')
       }
       const before = heldBy(node)
-      await store.setDrained(node, true)
+      await store.setDrained(node, 'operator')
       controller().poke()
       let left = before
       for (let quietMs = 0; left > 0 && quietMs < drainStallMs; quietMs += lookEveryMs) {
@@ -74,7 +74,7 @@ export function clusterCalls(options: ClusterCallsOptions): LeaderCalls {
     },
     undrain: async (node) => {
       if (!membership().view().drained.has(node)) known(node)
-      await store.setDrained(node, false)
+      await store.setDrained(node, null)
       controller().poke()
     },
     rebalance: async ({ dryRun }) => {

@@ -119,16 +119,18 @@ function nodeStatus(
 }
 
 function nodeState(
-  { membership, dispatcher, digest, active }: StoreViewOptions,
+  { membership, dispatcher, manifest, digest, active }: StoreViewOptions,
   { record, status }: NodeEntry,
 ): { state: NodeStateName; reason: string } {
   const view = membership.view()
   const { id, role } = record
   const suspended = view.suspended.get(id)
   if (suspended !== undefined) return { state: 'SUSPENDED', reason: suspended }
-  if (view.drained.has(id)) {
+  const drainedBy = view.drained.get(id)
+  if (drainedBy !== undefined) {
+    const reason = drainedBy === 'operator' ? 'an operator drained it' : 'its pod is about to go: fewer are enough'
     const isEmpty = countHeld(decodeHeld(status.held)) === 0
-    return { state: isEmpty ? 'DRAINED' : 'DRAINING', reason: 'an operator drained it' }
+    return { state: isEmpty ? 'DRAINED' : 'DRAINING', reason }
   }
   if (status.state === 'leaving') return { state: 'DRAINING', reason: status.reason || 'it is shutting down' }
   if (status.state === 'joining') return { state: 'JOINING', reason: status.reason }
@@ -138,6 +140,13 @@ function nodeState(
   const numerics = active()?.numerics
   if (role === 'expert' && numerics !== undefined && record.numerics !== numerics) {
     return { state: 'JOINING', reason: `its numerics class is ${record.numerics}, the model runs on ${numerics}` }
+  }
+  const shardBytes = Math.min(...manifest.shards.map(({ bytes }) => bytes))
+  if (role === 'expert' && record.memoryBytes < shardBytes && Number.isFinite(shardBytes)) {
+    return {
+      state: 'READY',
+      reason: `its memory, ${record.memoryBytes} bytes, has no room for an expert: ${shardBytes}`,
+    }
   }
   const stats = dispatcher.nodeStats(id)
   return stats.isLate ? { state: 'LATE', reason: stats.reason } : { state: 'READY', reason: '' }

@@ -37,5 +37,7 @@ export interface ExpertHost {
   usedBytes(): number
   /** Throws EXPERT_NOT_HELD before anything is computed. */
   call(call: ExpertCall): Promise<ExpertReply>
+  /** What all ranks together have computed so far, in ms. */
+  computedMs(): number
   close(): Promise<void>
 }

@@ -17,12 +17,14 @@ export async function createLocalHost(options: ExpertHostOptions): Promise<Exper
 
 class LocalHost implements ExpertHost {
   readonly ranks: number
+  readonly failed: Promise<Error>
   readonly #options: ExpertHostOptions
   readonly #ranks: Rank[]
   /** layer → expert → the rank that holds it. */
   readonly #homes = new Map<number, Map<number, number>>()
   readonly #held = new Map<number, Set<number>>()
   #usedBytes = 0
+  #computedMs = 0
   #changes: Promise<void> = Promise.resolve()
 
   constructor(options: ExpertHostOptions) {
@@ -34,6 +36,7 @@ class LocalHost implements ExpertHost {
       { length: options.ranks },
       () => new Rank({ spec, format, provider, stageDir, avoidSaturation }),
     )
+    this.failed = Promise.race(this.#ranks.map((rank) => rank.failed))
   }
 
   held(): ReadonlyMap<number, ReadonlySet<number>> {
@@ -82,10 +85,20 @@ class LocalHost implements ExpertHost {
 
   async call(call: ExpertCall): Promise<ExpertReply> {
     const rows = this.#rowsByRank(call)
-    const times = await Promise.all(
+    // Even where one rank fails, the call has not settled before all have let go of its buffers.
+    const runs = await Promise.allSettled(
       this.#ranks.map((rank, index) => ((rows[index] ?? 0) > 0 ? rank.run(call, rows[index] ?? 0) : 0)),
     )
+    const times = runs.map((run) => {
+      if (run.status === 'rejected') throw run.reason
+      return run.value
+    })
+    for (const timeMs of times) this.#computedMs += timeMs
     return { computeMs: Math.max(0, ...times) }
+  }
+
+  computedMs(): number {
+    return this.#computedMs
   }
 
   async close(): Promise<void> {

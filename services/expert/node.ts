@@ -18,6 +18,8 @@ import { version } from '../config/version.ts'
 import { systemClock as dispatchClock } from '../dispatch/clock.ts'
 import { RateLimit } from '../dispatch/rate-limit.ts'
 import { addShardService } from '../dispatch/shard-service.ts'
+import { connectKubernetes } from '../kubernetes/api.ts'
+import { resolveZone } from '../kubernetes/zone.ts'
 import { type Manifest, manifestSchema } from '../pack/manifest.ts'
 import { openPack, type PackReader } from '../pack/reader.ts'
 import { expertNumerics } from '../runtime/canary.ts'
@@ -25,6 +27,7 @@ import { saturatesInt8 } from '../runtime/probe.ts'
 import { createStage, removeStage } from '../runtime/stage.ts'
 import type { Logger } from '../telemetry/log.ts'
 import { Assigned } from './assigned.ts'
+import { LoadGauge } from './load-gauge.ts'
 import { createLocalHost } from './local-host.ts'
 import { Peers } from './peers.ts'
 import { addExpertService, expertServerOptions } from './server.ts'
@@ -77,6 +80,12 @@ export async function startExpertNode(settings: ExpertSettings, log: Logger): Pr
   })
   const host = opened.adopt(await createLocalHost({ spec, format, ranks, provider, stageDir }), (it) => it.close())
 
+  const zone = await resolveZone(
+    settings.zone,
+    () => connectKubernetes('default'),
+    (error) => log.warn({ error }, 'zone'),
+  )
+
   const everybody = ['client', 'coordinator', 'expert'] as const
   const server = new Server({
     ...expertServerOptions,
@@ -112,8 +121,7 @@ export async function startExpertNode(settings: ExpertSettings, log: Logger): Pr
   const grpc = await listen(server, settings.grpc, security)
   opened.defer(() => server.forceShutdown())
 
-  let rowsBefore = 0
-  let gaugedMs = performance.now()
+  const load = new LoadGauge(ranks, performance.now())
   const membership = createMembership({
     store,
     self: {
@@ -121,7 +129,7 @@ export async function startExpertNode(settings: ExpertSettings, log: Logger): Pr
       incarnation,
       role: 'expert',
       address: advertisedAddress(settings.advertise, grpc),
-      zone: settings.zone ?? '',
+      zone: zone ?? '',
       memoryBytes,
       ranks,
       provider,
@@ -134,12 +142,8 @@ export async function startExpertNode(settings: ExpertSettings, log: Logger): Pr
     leaseMs,
     random: Math.random,
     gauges: () => {
-      const { rows } = service.stats()
-      const nowMs = performance.now()
-      const rowsPerSecond = ((rows - rowsBefore) * 1000) / Math.max(1, nowMs - gaugedMs)
-      rowsBefore = rows
-      gaugedMs = nowMs
-      return { ...noGauges, rowsPerSecond }
+      const totals = { ...service.stats(), computedMs: host.computedMs() }
+      return { ...noGauges, ...load.read(performance.now(), totals) }
     },
   })
   const assigned = new Assigned({ nodeId: id, host, store, membership, sources, log })

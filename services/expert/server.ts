@@ -52,7 +52,8 @@ export type ExpertServiceOptions = {
 }
 
 export interface ExpertService {
-  stats(): { streams: number; calls: number; rows: number; computing: number; waiting: number }
+  /** `waitedMs`: all that calls have waited before their rows were computed. */
+  stats(): { streams: number; calls: number; rows: number; waitedMs: number; computing: number; waiting: number }
   /** Ends all streams, after the calls that were accepted. */
   close(): Promise<void>
 }
@@ -91,6 +92,7 @@ class DispatchServer implements ExpertService {
   readonly #restoreWindows: () => void
   #calls = 0
   #rows = 0
+  #waitedMs = 0
   #computing = 0
   #idle: (() => void) | null = null
   #isClosing = false
@@ -141,6 +143,7 @@ class DispatchServer implements ExpertService {
       streams: this.#peers.size,
       calls: this.#calls,
       rows: this.#rows,
+      waitedMs: this.#waitedMs,
       computing: this.#computing - this.#pool.waiting,
       waiting: this.#pool.waiting,
     }
@@ -207,6 +210,8 @@ class DispatchServer implements ExpertService {
       const reply = await this.#options.host.call({ layer, experts, counts, rowIndices, rows, outputs, outputStart: 0 })
       this.#calls += 1
       this.#rows += pairs
+      // For a buffer, and then for its turn on the ranks.
+      this.#waitedMs += Math.max(0, this.#options.nowMs() - arrivedMs - reply.computeMs)
       return encodeReply(frame.sequence, outputs.data.subarray(0, pairs * this.#shape.hidden), reply.computeMs, waitMs)
     })
   }

@@ -8,6 +8,8 @@ export type Pod = {
   /** Empty until it has one. */
   readonly ip: string
   readonly owner: string
+  /** Its label `app.kubernetes.io/component`. */
+  readonly component: string
   readonly isReady: boolean
   readonly isLeaving: boolean
   readonly unschedulable: { readonly why: string; readonly sinceMs: number } | null
@@ -120,6 +122,7 @@ type RawPod = {
   metadata?: {
     uid?: string
     name?: string
+    labels?: Readonly<Record<string, string>>
     deletionTimestamp?: unknown
     ownerReferences?: readonly { kind: string; name: string }[]
   }
@@ -146,6 +149,7 @@ export function readPod(raw: unknown): Pod {
     name: metadata.name ?? '',
     ip: status.podIP ?? '',
     owner: metadata.ownerReferences?.[0]?.name ?? '',
+    component: metadata.labels?.['app.kubernetes.io/component'] ?? '',
     isReady: condition('Ready')?.status === 'True',
     isLeaving: metadata.deletionTimestamp !== undefined && metadata.deletionTimestamp !== null,
     unschedulable: isStuck
@@ -154,11 +158,18 @@ export function readPod(raw: unknown): Pod {
   }
 }
 
+/** An API server that takes longer does not answer any more. */
+const answerMsMax = 20_000
+
 async function asked<T>(answer: Promise<T>): Promise<T> {
+  const { promise: late, reject } = Promise.withResolvers<never>()
+  const timer = setTimeout(() => reject(new Error(`no answer within ${answerMsMax / 1000} s`)), answerMsMax)
   try {
-    return await answer
+    return await Promise.race([answer, late])
   } catch (cause) {
     throw unreachable(cause instanceof Error ? (cause.message.split('\n')[0] ?? '') : String(cause), cause)
+  } finally {
+    clearTimeout(timer)
   }
 }
 

@@ -225,15 +225,22 @@ export function storeContract(name: string, makeStore: () => Promise<StoreUnderT
     })
 
     test('flags are set and cleared', async () => {
-      await store.setDrained('n1', true)
+      await store.setDrained('n1', 'operator')
+      await store.setDrained('n3', 'scaling')
       await store.setSuspended('n2', 'wrong rows')
       const set = await beat('anybody')
-      expect(set.drained).toContain('n1')
+      expect(set.drained).toEqual(
+        new Map([
+          ['n1', 'operator'],
+          ['n3', 'scaling'],
+        ]),
+      )
       expect(set.suspended.get('n2')).toBe('wrong rows')
-      await store.setDrained('n1', false)
+      await store.setDrained('n1', null)
+      await store.setDrained('n3', null)
       await store.setSuspended('n2', null)
       const cleared = await beat('anybody')
-      expect(cleared.drained).not.toContain('n1')
+      expect(cleared.drained.size).toBe(0)
       expect(cleared.suspended.has('n2')).toBe(false)
     })
 
@@ -329,11 +336,11 @@ export function storeContract(name: string, makeStore: () => Promise<StoreUnderT
       const hinted = Promise.withResolvers<void>()
       const stop = store.onHint(() => hinted.resolve())
       // The subscription may take a moment, and hints from before it are lost: that is their nature.
-      const again = setInterval(() => void store.setDrained('n3', true), 20)
+      const again = setInterval(() => void store.setDrained('n3', 'operator'), 20)
       await hinted.promise
       clearInterval(again)
       stop()
-      await store.setDrained('n3', false)
+      await store.setDrained('n3', null)
     })
   })
 }

@@ -79,6 +79,10 @@ export class FakeHost implements ExpertHost {
     return { computeMs: 1.5 }
   }
 
+  computedMs(): number {
+    return this.computed * 1.5
+  }
+
   async close(): Promise<void> {}
 
   #compute(call: ExpertCall): void {
