@@ -19,7 +19,7 @@ import { localTransport } from '../../services/dispatch/local-transport.ts'
 import { routeTable } from '../../services/dispatch/route.ts'
 import { rowEncoding } from '../../services/dispatch/rows.ts'
 import type { ExpertTransport } from '../../services/dispatch/transport.ts'
-import type { ExpertHost } from '../../services/expert/host.ts'
+import type { ExpertHost, Provider } from '../../services/expert/host.ts'
 import { createLocalHost } from '../../services/expert/local-host.ts'
 import { addExpertService, expertServerOptions } from '../../services/expert/server.ts'
 import { moeLayers } from '../../services/model/spec.ts'
@@ -32,6 +32,8 @@ export type Topology = {
   nodes: number
   ranks: number
   threads: number
+  /** Of the experts; `cpu` if not given. */
+  provider?: Provider
   maxBatchTokens?: number
   /** Every expert lives on so many nodes. */
   replicas?: number
@@ -173,12 +175,12 @@ type Node = { host: ExpertHost; transport: ExpertTransport; close(): Promise<voi
 
 async function startNode(
   pack: PackReader,
-  { transport, ranks }: Topology,
+  { transport, ranks, provider = 'cpu' }: Topology,
   nodeId: string,
   stageDir: string,
 ): Promise<Node> {
   const { spec, weightFormat: format } = pack.manifest
-  const host = await createLocalHost({ spec, format, ranks, provider: 'cpu', stageDir })
+  const host = await createLocalHost({ spec, format, ranks, provider, stageDir })
   if (transport === 'shared memory') {
     return { host, transport: localTransport(nodeId, host), close: () => host.close() }
   }
