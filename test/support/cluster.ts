@@ -179,13 +179,13 @@ export class TestCluster {
     this.directory = mkdtempSync(join(tmpdir(), 'moesh-cluster-'))
   }
 
-  /** Resolves when every expert has its copies and all nodes are ready. */
+  /** Resolves when every expert has its copies and all nodes are ready; at once where no expert nodes are asked for. */
   static async start(options: TestClusterOptions): Promise<TestCluster> {
     const cluster = new TestCluster(options, await startRedis())
     try {
       for (let i = 1; i <= (options.coordinators ?? 1); i++) await cluster.addCoordinator(`c${i}`)
       for (let i = 1; i <= (options.experts ?? 3); i++) await cluster.addExpert(`e${i}`)
-      await cluster.settled()
+      if ((options.experts ?? 3) > 0) await cluster.settled()
       return cluster
     } catch (thrown) {
       await cluster.close()
@@ -244,8 +244,11 @@ export class TestCluster {
       try {
         const seen = await this.status()
         last = JSON.stringify(seen)
-        const states = new Map(seen.nodes.map(({ id, state }) => [id, state]))
-        const isReady = wanted.every((id) => states.get(id) === 'READY')
+        const nodes = new Map(seen.nodes.map((node) => [node.id, node]))
+        const isReady = wanted.every((id) => {
+          const node = nodes.get(id)
+          return node?.state === 'READY' && (node.role === 'COORDINATOR' || node.shards > 0)
+        })
         status = seen
         return isReady && seen.epoch > 0 && seen.uncovered === 0 && seen.under_replicated === 0
       } catch (thrown) {
