@@ -1,7 +1,8 @@
 import assert from 'node:assert/strict'
+import { planPlacement } from '../../../services/cluster/planner/plan.ts'
 import { type Context, helmArguments, release } from '../context.ts'
 import { kitScript } from '../kit.ts'
-import { isReady, until } from '../kube.ts'
+import { isReady, type KubeObject, until } from '../kube.ts'
 
 /** Two GPUs, three pods that want one each: two run, the third waits, and Kubernetes and moesh say why. */
 export async function oneGpuPodTooManyIsExplained({ env, kube }: Context): Promise<void> {
@@ -43,8 +44,11 @@ export async function oneGpuPodTooManyIsExplained({ env, kube }: Context): Promi
   }
 }
 
-/** 32 fake nodes in four zones: pods spread evenly, and each carries the zone that its process would be told. */
-export async function podsSpreadOverZonesAndKnowThem({ env, kube }: Context): Promise<void> {
+/**
+ * 32 fake nodes in four zones: pods spread evenly, each carries the zone that its process would be told, and the planner
+ * puts the two copies of every expert into different ones of these zones. The pods have no processes.
+ */
+export async function podsSpreadOverZonesAndKnowThem({ env, kube, measured }: Context): Promise<void> {
   await kitScript(env, 'kwok-nodes.sh', '32', '4', '8')
   const group = 'experts.fake'
   await kube.helm(
@@ -70,8 +74,38 @@ export async function podsSpreadOverZonesAndKnowThem({ env, kube }: Context): Pr
     }
     assert.deepEqual([...counts.keys()].sort(), ['zone-a', 'zone-b', 'zone-c', 'zone-d'])
     assert.deepEqual(new Set(counts.values()), new Set([8]))
+    measured('experts whose two copies are in different zones', spreadOverZones(await pods()))
   } finally {
     await kube.helm(3, ...helmArguments('upgrade'), '--wait')
     await kube.attempt('delete', 'nodes', '-l', 'type=kwok')
   }
+}
+
+/** OLMoE's layers on these pods. Returns how many experts there are; each must live in at least two zones. */
+function spreadOverZones(pods: readonly KubeObject[]): number {
+  const nodes = pods.map(({ metadata }) => ({
+    id: metadata.name,
+    zone: metadata.labels?.['topology.kubernetes.io/zone'] ?? '',
+    memoryBytes: 4 * 2 ** 30,
+    ranks: 1,
+  }))
+  const experts = 64
+  const layers = Array.from({ length: 16 }, (_, layer) => ({
+    layer,
+    experts,
+    shardBytes: 6_340_608,
+    // Some experts are asked for much more often than others.
+    loads: Float64Array.from({ length: experts }, (_, expert) => 1000 / (1 + expert)),
+  }))
+  const { copies, unmet } = planPlacement({ layers, nodes, present: [], minReplicas: 2 })
+  assert.deepEqual(unmet, [])
+  const zoneOf = new Map(nodes.map(({ id, zone }) => [id, zone]))
+  const zones = new Map<string, Set<string>>()
+  for (const { layer, expert, node } of copies) {
+    const name = `${layer}/${expert}`
+    zones.set(name, (zones.get(name) ?? new Set()).add(zoneOf.get(node) ?? ''))
+  }
+  assert.equal(zones.size, layers.length * experts)
+  for (const [name, its] of zones) assert.ok(its.size >= 2, `all copies of expert ${name} are in ${[...its].join()}`)
+  return zones.size
 }
