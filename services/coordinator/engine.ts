@@ -85,6 +85,8 @@ class StepEngine implements Engine {
   #wake: (() => void) | null = null
   #closed = false
   #abort: AbortController | null = null
+  /** Calls of sinks, in order. They are made while the next step computes, so that no step waits for a client. */
+  #outbox: (() => void)[] = []
   #tokenRate = { tokens: 0, sinceMs: 0, perSecond: 0 }
   readonly #loop: Promise<void>
 
@@ -127,10 +129,12 @@ class StepEngine implements Engine {
         const sequence = running.sequences[candidate]
         if (sequence) this.#end(sequence, null)
         this.#abortIfUseless()
+        setImmediate(() => this.#deliver())
       },
       cancel: () => {
         for (const sequence of running.sequences) this.#end(sequence, { kind: 'cancelled' })
         this.#abortIfUseless()
+        setImmediate(() => this.#deliver())
       },
     }
   }
@@ -153,6 +157,7 @@ class StepEngine implements Engine {
     this.#abort?.abort()
     this.#wake?.()
     await this.#loop
+    this.#deliver()
   }
 
   #check(request: EngineRequest): void {
@@ -191,6 +196,7 @@ class StepEngine implements Engine {
   async #serve(): Promise<void> {
     while (!this.#closed) {
       if (this.#running.length === 0 && this.#waiting.length === 0) {
+        this.#deliver()
         await new Promise<void>((resolve) => {
           this.#wake = resolve
         })
@@ -204,6 +210,12 @@ class StepEngine implements Engine {
         this.#failStep(items, thrown)
       }
     }
+  }
+
+  #deliver(): void {
+    const calls = this.#outbox
+    this.#outbox = []
+    for (const call of calls) call()
   }
 
   #schedule(): StepItem[] {
@@ -273,7 +285,9 @@ class StepEngine implements Engine {
     const rows = last.row + last.count
     const traces = items.some(({ sequence }) => wantsTrace(sequence)) ? new TraceRecorder(rows) : null
     this.#abort = new AbortController()
-    let layer = await team.run(0)
+    const started = team.run(0)
+    this.#deliver()
+    let layer = await started
     while (layer < spec.layers.length) {
       const ffn = spec.layers[layer]?.ffn
       assert(ffn?.kind === 'moe')
@@ -395,7 +409,7 @@ class StepEngine implements Engine {
     running.outputTokens += 1
     running.firstTokenMs ??= this.#options.nowMs()
     this.#tokenRate.tokens += 1
-    running.sink.token(sequence.candidate, position, { id, logprobs, experts })
+    this.#outbox.push(() => running.sink.token(sequence.candidate, position, { id, logprobs, experts }))
     const { sampling } = running.request
     const outputTokens = position + 1
     if (sampling.stopTokenIds.has(id) && outputTokens >= sampling.minTokens) {
@@ -429,7 +443,7 @@ class StepEngine implements Engine {
     const { promptLogprobs, promptExpertTrace } = running.request.output
     const tokens = promptLogprobs !== null || promptExpertTrace ? running.promptTokens : null
     running.promptTokens = null
-    running.sink.prompt(tokens)
+    this.#outbox.push(() => running.sink.prompt(tokens))
   }
 
   /** A request for no tokens ends when its prompt is read. */
@@ -449,12 +463,12 @@ class StepEngine implements Engine {
     this.#waiting = this.#waiting.filter((other) => other !== sequence)
     this.#running = this.#running.filter((other) => other !== sequence)
     this.#releaseSlot(sequence)
-    if (reason !== null) running.sink.finish(sequence.candidate, reason)
+    if (reason !== null) this.#outbox.push(() => running.sink.finish(sequence.candidate, reason))
     if (running.ended || running.sequences.some(({ state }) => state !== 'ended')) return
     running.ended = true
     this.#requests.delete(running.request.id)
     const nowMs = this.#options.nowMs()
-    running.sink.done({
+    const usage = {
       promptTokens: running.request.promptIds.length,
       cachedTokens: 0,
       outputTokens: running.outputTokens,
@@ -462,7 +476,8 @@ class StepEngine implements Engine {
       timeToFirstTokenMs: (running.firstTokenMs ?? nowMs) - running.submittedMs,
       totalMs: nowMs - running.submittedMs,
       retriedDispatches: running.retried,
-    })
+    }
+    this.#outbox.push(() => running.sink.done(usage))
   }
 
   /** A step may wait long for an expert; nobody should wait for a step that no request needs. */
@@ -481,7 +496,7 @@ class StepEngine implements Engine {
         other.state = 'ended'
         this.#releaseSlot(other)
       }
-      running.sink.fail(error)
+      this.#outbox.push(() => running.sink.fail(error))
     }
     this.#waiting = this.#waiting.filter(({ state }) => state !== 'ended')
     this.#running = this.#running.filter(({ state }) => state !== 'ended')
