@@ -21,6 +21,7 @@ export async function startCluster(): Promise<NodeJS.ProcessEnv> {
   const up = await run(join(kit, 'up.sh'), [], { env: process.env, isChecked: false, timeoutMs: 300_000 })
   if (up.status === 3) throw new CannotRunHere(up.stderr.trim().split('\n').at(-1) ?? 'unknown reason')
   if (up.status !== 0) throw new Error(`the cluster should have started and did not:\n${up.stderr}`)
+  await run(join(import.meta.dirname, 'metrics-server.sh'), [kit], { env: process.env })
   const exported = await run('bash', ['-c', `eval "$(${join(kit, 'env.sh')})" && env -0`], { env: process.env })
   return Object.fromEntries(
     exported.stdout

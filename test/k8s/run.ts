@@ -59,7 +59,7 @@ async function main(words: readonly string[]): Promise<number> {
   const kube = new Kube(env, namespace)
   const isWhole = words.length === 0
   const measured = (what: string, value: number | string) => console.log(`      ${what}: ${value}`)
-  if (isWhole) await kube.attempt('delete', 'namespace', namespace, '--ignore-not-found')
+  if (isWhole) await kube.attempt('delete', 'namespace', namespace, '--ignore-not-found', '--timeout=60s')
   await kube.attempt('create', 'namespace', namespace)
   const { megabytes } = await buildImage(env, 'moesh:dev')
   measured('image, MB', Math.round(megabytes))
