@@ -34,10 +34,13 @@ import { createStoreJournal } from './journal.ts'
 import { openKubernetes } from './kubernetes.ts'
 import { clusterCalls } from './leader-calls.ts'
 import { fingerprint, startModelEngine } from './model-engine.ts'
+import { SelfCheck } from './self-check.ts'
 import { SilentNodes } from './silent-nodes.ts'
 import { storeView } from './store-view.ts'
 
 const loadEveryMs = 1000
+/** How often an idle coordinator compares what its parts believe. */
+const selfCheckEveryMs = 5000
 /** A load that was not renewed for so long belongs to a coordinator that is gone. */
 const loadKeepMs = 10_000
 
@@ -117,6 +120,14 @@ export async function startCoordinator(settings: CoordinatorSettings, log: Logge
         store.setSuspended(suspect, `an audit found wrong ${text}`.slice(0, 1000)).catch(report)
       }
     },
+    judge: async (layer, expert) => {
+      try {
+        return numerics() === ownExpertClass ? await fallback.judge(layer, expert) : null
+      } catch (thrown) {
+        report(thrown)
+        return null
+      }
+    },
     reference: (layer, expert) => (fallback.held().get(layer)?.has(expert) ? fallback.transport() : undefined),
   })
   opened.defer(() => dispatcher.close())
@@ -154,6 +165,7 @@ export async function startCoordinator(settings: CoordinatorSettings, log: Logge
     membership: () => membership,
     controller: () => controller,
   })
+  const journal = createStoreJournal(store, id, journalKeepMs)
   const api = await startApi({
     listen: settings.grpc,
     security,
@@ -166,7 +178,7 @@ export async function startCoordinator(settings: CoordinatorSettings, log: Logge
       watchEvents: (last, listener) => view.watchEvents(last, listener),
       ...calls,
     },
-    journal: createStoreJournal(store, id, journalKeepMs),
+    journal,
     report: (error, method) => log.error({ error, method }, 'a request failed'),
     internal: [
       {
@@ -232,14 +244,16 @@ export async function startCoordinator(settings: CoordinatorSettings, log: Logge
   })
 
   const { promise: ready, resolve: becomeReady } = Promise.withResolvers<void>()
+  const routesNow = () =>
+    clusterRoutes(layers, membership.view(), controller.active(), numerics() ?? '', pack.digest, {
+      nodeId: fallbackNodeId,
+      held: fallback.held(),
+    })
   const reroute = () => {
     const held = fallback.held()
     const seen = membership.view()
     silent.retain((nodeId) => seen.nodes.has(nodeId))
-    const routes = clusterRoutes(layers, seen, controller.active(), numerics() ?? '', pack.digest, {
-      nodeId: fallbackNodeId,
-      held,
-    })
+    const routes = routesNow()
     dispatcher.setRoutes(routes)
     if (!isServing && (layers.length === 0 || (numerics() !== undefined && coverage(routes, 1).uncovered === 0))) {
       isServing = true
@@ -261,7 +275,9 @@ export async function startCoordinator(settings: CoordinatorSettings, log: Logge
     }
   }
   const isAway = (nodeId: string) => silent.isSilent(nodeId) || dispatcher.nodeStats(nodeId).isLate
-  membership.onChange((_, seen) => {
+  membership.onChange((changes, seen) => {
+    // A store that came back empty has lost what running requests need to be resumed.
+    if (changes.some(({ kind }) => kind === 'generation')) journal.restore().catch(report)
     links.update(seen)
     reroute()
   })
@@ -281,6 +297,29 @@ export async function startCoordinator(settings: CoordinatorSettings, log: Logge
     if (fallback.held().size > 0) reroute()
   }, loadEveryMs)
   opened.defer(() => clearInterval(timer))
+
+  const selfCheck = new SelfCheck()
+  const checkTimer = setInterval(() => {
+    const { running: requests, queued, kvTokensUsed } = model.engine.stats()
+    const { nodes } = membership.view()
+    const found = selfCheck.look({
+      requests: requests + queued,
+      dispatches: dispatcher.stats().running,
+      kvTokensUsed,
+      routes: dispatcher.routes(),
+      expectedRoutes: routesNow(),
+      unlinked: [...nodes]
+        .filter(([nodeId, { record }]) => record.role === 'expert' && !links.has(nodeId))
+        .map(([it]) => it),
+    })
+    for (const { what, text } of found) {
+      log.error({ what, found: text }, 'idle, and parts disagree; repaired')
+      if (what === 'dispatches') dispatcher.cancelAll()
+      else if (what === 'routes') reroute()
+      else if (what === 'links') links.update(membership.view())
+    }
+  }, selfCheckEveryMs)
+  opened.defer(() => clearInterval(checkTimer))
 
   const running = opened.move()
   return {

@@ -25,6 +25,10 @@ export class ExpertLinks {
     return this.#links.get(nodeId)?.transport
   }
 
+  has(nodeId: string): boolean {
+    return this.#links.has(nodeId)
+  }
+
   /** Follows the membership; what stays is left alone. */
   update(view: Pick<ClusterView, 'nodes'>): void {
     for (const [nodeId, link] of this.#links) {

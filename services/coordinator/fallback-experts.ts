@@ -1,3 +1,4 @@
+import { MoeshError } from '../config/errors.ts'
 import { localTransport } from '../dispatch/local-transport.ts'
 import type { ExpertTransport } from '../dispatch/transport.ts'
 import type { ExpertHost } from '../expert/host.ts'
@@ -12,6 +13,9 @@ export type FallbackOptions = {
   report: (error: unknown) => void
 }
 
+/** Longer than a call of an audit may take. */
+const judgeKeepMs = 5000
+
 /** An expert is loaded here when no node has held it for so long: a node that is just moving it is sooner done. */
 const loadAfterMs = 150
 
@@ -22,6 +26,8 @@ const loadAfterMs = 150
 export class FallbackExperts {
   readonly #options: FallbackOptions
   readonly #wanted = new Map<string, { layer: number; expert: number }>()
+  /** Experts loaded to judge an audit: `layer/expert` → until when they stay, whoever else holds them. */
+  readonly #judging = new Map<string, number>()
   #timer: NodeJS.Timeout | null = null
   #host: Promise<ExpertHost> | null = null
   #transport: ExpertTransport | null = null
@@ -55,13 +61,27 @@ export class FallbackExperts {
     }, loadAfterMs)
   }
 
+  /** The way to the own computation of an expert, which is loaded for it and stays for some seconds. */
+  async judge(layer: number, expert: number): Promise<ExpertTransport> {
+    this.#judging.set(`${layer}/${expert}`, performance.now() + judgeKeepMs)
+    this.#wanted.set(`${layer}/${expert}`, { layer, expert })
+    await this.#load()
+    const transport = this.#held.get(layer)?.has(expert) ? this.#transport : null
+    if (!transport) throw new MoeshError('EXPERT_NOT_HELD', `expert ${expert} of layer ${layer} was not loaded here`)
+    return transport
+  }
+
   /** Nodes hold these again. */
   async release(isHeldElsewhere: (layer: number, expert: number) => boolean): Promise<void> {
     for (const [key, { layer, expert }] of this.#wanted) if (isHeldElsewhere(layer, expert)) this.#wanted.delete(key)
     if (this.#host === null) return
     const host = await this.#host
+    const nowMs = performance.now()
+    for (const [key, untilMs] of this.#judging) if (untilMs <= nowMs) this.#judging.delete(key)
     const gone = [...host.held()].flatMap(([layer, experts]) =>
-      [...experts].filter((expert) => isHeldElsewhere(layer, expert)).map((expert) => ({ layer, expert })),
+      [...experts]
+        .filter((expert) => isHeldElsewhere(layer, expert) && !this.#judging.has(`${layer}/${expert}`))
+        .map((expert) => ({ layer, expert })),
     )
     if (gone.length === 0) return
     await host.unload(gone)

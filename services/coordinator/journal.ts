@@ -30,16 +30,54 @@ export interface Journal {
   get(id: string): Promise<JournalEntry | null>
 }
 
+type JournalStore = Pick<Store, 'journalPut' | 'journalAppend' | 'journalResume' | 'journalGet'>
+
+export type StoreJournal = Journal & {
+  /** Writes the entries of running requests again, for a store that came back empty. */
+  restore(): Promise<void>
+}
+
 /** Kept in the cluster's store, so that any coordinator can resume. `owner`: this coordinator's id. */
-export function createStoreJournal(store: Store, owner: string, keepMs: number): Journal {
+export function createStoreJournal(store: JournalStore, owner: string, keepMs: number): StoreJournal {
+  /** Entries of requests that run here; no more of them than requests in flight. */
+  const running = new Map<string, JournalEntry>()
   return {
-    put: (id, request) => store.journalPut(id, owner, request, keepMs),
-    append: (id, candidate, offset, tokens) => store.journalAppend(id, candidate, offset, tokens, keepMs),
-    countResume: (id) => store.journalResume(id, owner, keepMs),
+    put: async (id, request) => {
+      running.set(id, { request, tokens: [], resumed: 0 })
+      await store.journalPut(id, owner, request, keepMs)
+    },
+    append: async (id, candidate, offset, tokens) => {
+      const entry = running.get(id)
+      if (entry) appendTokens(entry.tokens, candidate, offset, tokens)
+      await store.journalAppend(id, candidate, offset, tokens, keepMs)
+    },
+    countResume: async (id) => {
+      await store.journalResume(id, owner, keepMs)
+      const entry = await store.journalGet(id)
+      if (entry) running.set(id, { request: entry.request, tokens: entry.tokens, resumed: entry.resumed })
+    },
     // The store keeps an entry for `keepMs` after its last write, which was just now.
-    finish: async () => {},
+    finish: async (id) => {
+      running.delete(id)
+    },
     get: (id) => store.journalGet(id),
+    restore: async () => {
+      for (const [id, { request, tokens, resumed }] of [...running]) {
+        await store.journalPut(id, owner, request, keepMs)
+        for (let times = 0; times < resumed; times++) await store.journalResume(id, owner, keepMs)
+        for (const [candidate, known] of tokens.entries()) {
+          await store.journalAppend(id, candidate, 0, known.slice(), keepMs)
+        }
+      }
+    },
   }
+}
+
+/** Repeating what is there changes nothing; beyond a gap nothing is added. */
+function appendTokens(all: number[][], candidate: number, offset: number, tokens: readonly number[]): void {
+  while (all.length <= candidate) all.push([])
+  const known = all[candidate] ?? []
+  if (offset <= known.length) known.push(...tokens.slice(known.length - offset))
 }
 
 type Kept = JournalEntry & { expiresMs: number }
@@ -75,9 +113,7 @@ export function createMemoryJournal(options: { keepMs: number; requestsMax: numb
     append: async (id, candidate, offset, tokens) => {
       const entry = touch(id)
       if (entry === null) return
-      while (entry.tokens.length <= candidate) entry.tokens.push([])
-      const known = entry.tokens[candidate] ?? []
-      if (offset <= known.length) known.push(...tokens.slice(known.length - offset))
+      appendTokens(entry.tokens, candidate, offset, tokens)
     },
     countResume: async (id) => {
       const entry = touch(id)

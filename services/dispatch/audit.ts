@@ -30,6 +30,8 @@ export type AuditOptions = {
   readonly transport: (nodeId: string) => ExpertTransport | undefined
   /** The coordinator's own computation, if it holds the expert; its word is final. */
   readonly reference: (layer: number, expert: number) => ExpertTransport | undefined
+  /** Computes itself where two copies differ and no third answers; null if it cannot. */
+  readonly judge: (layer: number, expert: number) => Promise<ExpertTransport | null>
   readonly found: (finding: AuditFinding) => void
 }
 
@@ -94,11 +96,8 @@ export class Audit {
     const { found } = this.#options
     // The own computation decides; it is asked as the second where no other copy lives, and as the third before others.
     if (second.nodeId === ownName) return found({ layer, expert, nodes: [nodeId, ownName], suspects: [nodeId] })
-    const third = await this.#ask(
-      sample,
-      others.filter((other) => other !== second.nodeId),
-      true,
-    )
+    const rest = others.filter((other) => other !== second.nodeId)
+    const third = (await this.#ask(sample, rest, true)) ?? (await this.#judge(sample))
     const outputs = [{ nodeId, output: sample.output }, second, ...(third ? [third] : [])]
     const outvoted = outputs.filter(
       (one) => one.nodeId !== ownName && !outputs.some((other) => other !== one && sameBits(one.output, other.output)),
@@ -124,6 +123,12 @@ export class Audit {
       }
     }
     return null
+  }
+
+  async #judge(sample: Sample): Promise<{ nodeId: string; output: Float32Array } | null> {
+    const { side, judge } = this.#options
+    const transport = await judge(sample.layer, sample.expert)
+    return transport && !side.isFull ? { nodeId: ownName, output: await side.call(transport, sample) } : null
   }
 
   /** Gaps between hits of independent draws are geometric. */

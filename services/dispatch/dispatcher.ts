@@ -36,6 +36,8 @@ export type DispatcherOptions = DispatcherEvents & {
   auditShare?: number
   /** The coordinator's own copy of an expert, if it holds one: the audit's last word. */
   reference?: (layer: number, expert: number) => ExpertTransport | undefined
+  /** Loads an expert here to decide an audit between two copies that differ. */
+  judge?: (layer: number, expert: number) => Promise<ExpertTransport | null>
 }
 
 export type NodeDispatchStats = {
@@ -59,6 +61,8 @@ export interface RoutingDispatcher extends Dispatcher {
   expertRows(layer: number): Float64Array
   nodeStats(nodeId: string): NodeDispatchStats
   stats(): { running: number; retriedRows: number; audited: number; auditsDiffering: number }
+  /** Ends all running dispatches as their signals would. */
+  cancelAll(): void
   /** Ends what it does by itself; running dispatches end by their signals. */
   close(): void
 }
@@ -118,6 +122,7 @@ class RowDispatcher implements RoutingDispatcher {
       copies: (layer, expert) => this.#copiesInTime(layer, expert),
       transport: (nodeId) => transports.get(nodeId),
       reference: options.reference ?? (() => undefined),
+      judge: options.judge ?? (async () => null),
       found: (finding) => options.onAudit?.(finding),
     })
     this.#context = {
@@ -193,6 +198,10 @@ class RowDispatcher implements RoutingDispatcher {
       audited: compared,
       auditsDiffering: differing,
     }
+  }
+
+  cancelAll(): void {
+    for (const running of [...this.#running]) running.cancel()
   }
 
   close(): void {

@@ -1,5 +1,6 @@
 import { expect, test } from 'vitest'
-import { createMemoryJournal, type Journal } from '../../services/coordinator/journal.ts'
+import { createMemoryStore } from '../../services/cluster/memory-store.ts'
+import { createMemoryJournal, createStoreJournal, type Journal } from '../../services/coordinator/journal.ts'
 
 const clock = { ms: 0 }
 const open = (requestsMax = 3): Journal => createMemoryJournal({ keepMs: 1000, requestsMax, nowMs: () => clock.ms })
@@ -28,4 +29,33 @@ test('entries are forgotten when unused for long, and the oldest when there are 
   clock.ms += 200
   expect(await journal.get('c')).toBeNull()
   expect(await journal.get('a')).toMatchObject({ tokens: [[1]] })
+})
+
+test('a store that came back empty gets the entries of running requests again', async () => {
+  const empty = () => createMemoryStore({ nowMs: () => clock.ms })
+  let store = empty()
+  const journal = createStoreJournal(
+    {
+      journalPut: (...args) => store.journalPut(...args),
+      journalAppend: (...args) => store.journalAppend(...args),
+      journalResume: (...args) => store.journalResume(...args),
+      journalGet: (id) => store.journalGet(id),
+    },
+    'c1',
+    1000,
+  )
+  await journal.put('runs', 'request')
+  await journal.append('runs', 0, 0, [1, 2])
+  await journal.put('ended', 'request')
+  await journal.finish('ended')
+  await store.journalPut('taken up', 'c2', 'request', 1000)
+  await store.journalAppend('taken up', 0, 0, [7], 1000)
+  await journal.countResume('taken up')
+  store = empty()
+  await journal.append('runs', 0, 2, [3])
+  expect(await journal.get('runs')).toBeNull()
+  await journal.restore()
+  expect(await journal.get('runs')).toMatchObject({ request: 'request', tokens: [[1, 2, 3]], resumed: 0 })
+  expect(await journal.get('taken up')).toMatchObject({ tokens: [[7]], resumed: 1 })
+  expect(await journal.get('ended')).toBeNull()
 })

@@ -7,6 +7,8 @@ export type TcpProxy = {
   hold(direction: 'up' | 'down' | 'both'): void
   /** From now on every byte takes so much longer. */
   delay(delayMs: number): void
+  /** From now on a bit of every large HTTP/2 data frame that comes back is wrong, as with faulty memory in the node. */
+  corrupt(): void
   /** Ends `hold`, whose connections lack bytes and are cut. */
   heal(): void
   /** Cuts all connections. */
@@ -20,11 +22,14 @@ export async function startProxy(target: string, delayMs: number): Promise<TcpPr
   const sockets = new Set<Socket>()
   const held = { up: false, down: false }
   let presentDelayMs = delayMs
+  let isCorrupting = false
   const pipe = (from: Socket, to: Socket, direction: 'up' | 'down') => {
     // Timers of different lengths may fire out of order; each takes the oldest chunk, whichever it was set for.
     const chunks: Buffer[] = []
     let lastDueMs = 0
+    const frames = new DataFrames()
     from.on('data', (chunk: Buffer) => {
+      if (direction === 'down') frames.pass(chunk, isCorrupting)
       const nowMs = performance.now()
       lastDueMs = Math.max(lastDueMs, nowMs + presentDelayMs)
       chunks.push(chunk)
@@ -60,6 +65,9 @@ export async function startProxy(target: string, delayMs: number): Promise<TcpPr
     delay(ms) {
       presentDelayMs = ms
     },
+    corrupt() {
+      isCorrupting = true
+    },
     heal() {
       held.up = false
       held.down = false
@@ -70,5 +78,40 @@ export async function startProxy(target: string, delayMs: number): Promise<TcpPr
       cut()
       await new Promise((resolve) => server.close(resolve))
     },
+  }
+}
+
+const frameHeaderBytes = 9
+const dataFrame = 0
+/** Replies with rows are larger than everything else. */
+const corruptBytesMin = 200
+
+/** Follows the frames of an HTTP/2 connection through chunks that begin and end anywhere. */
+class DataFrames {
+  readonly #header: number[] = []
+  #bytesLeft = 0
+  #isTarget = false
+
+  /** Flips, in place, the lowest bit of the last f32 of each large data frame. */
+  pass(chunk: Buffer, isCorrupting: boolean): void {
+    for (let at = 0; at < chunk.length; ) {
+      if (this.#bytesLeft === 0) {
+        this.#header.push(chunk[at] ?? 0)
+        at += 1
+        if (this.#header.length < frameHeaderBytes) continue
+        const [high = 0, middle = 0, low = 0, type] = this.#header
+        this.#bytesLeft = (high << 16) | (middle << 8) | low
+        this.#isTarget = type === dataFrame && this.#bytesLeft >= corruptBytesMin
+        this.#header.length = 0
+        continue
+      }
+      const bytes = Math.min(this.#bytesLeft, chunk.length - at)
+      const target = at + this.#bytesLeft - 4
+      if (isCorrupting && this.#isTarget && target >= at && target < at + bytes) {
+        chunk[target] = (chunk[target] ?? 0) ^ 1
+      }
+      this.#bytesLeft -= bytes
+      at += bytes
+    }
   }
 }
