@@ -1,5 +1,5 @@
-import { setTimeout as sleep } from 'node:timers/promises'
 import { assignment } from '../cluster/assignment.ts'
+import type { Clock } from '../cluster/clock.ts'
 import { encodeHeld } from '../cluster/held.ts'
 import type { Membership } from '../cluster/membership.ts'
 import type { NodeStatus } from '../cluster/node.ts'
@@ -15,14 +15,21 @@ export type AssignedOptions = {
   host: ExpertHost
   store: Store
   membership: Membership
-  sources: ShardSources
-  log: Logger
+  sources: Pick<ShardSources, 'get'>
+  clock: Clock
+  log: Pick<Logger, 'warn'>
 }
 
 /** Shards that are fetched and loaded at once: enough to overlap the two, few enough to bound memory and disk. */
 const batchShards = 16
 const fetchesAtOnce = 4
 const retryMs = 1000
+/**
+ * Between saying that shards will go and letting them go: coordinators hear of it with their next beat. A call that still
+ * comes is refused and made again elsewhere, which costs its tokens a round trip.
+ */
+const unloadAfterMs = 1500
+const leaveCheckMs = 50
 
 /**
  * Makes a node hold what the placement says: loads what the target asks for, reports it, and lets go what the active
@@ -40,7 +47,8 @@ export class Assigned {
   #isRunning = false
   #isDirty = false
   #pass: Promise<void> | null = null
-  #retry: NodeJS.Timeout | null = null
+  #retry: { cancel(): void } | null = null
+  #interrupt: () => void = () => {}
   #unsubscribe: () => void = () => {}
 
   constructor(options: AssignedOptions) {
@@ -56,6 +64,7 @@ export class Assigned {
       if (changes.some(({ kind }) => kind === 'placement' || kind === 'generation' || kind === 'reachable'))
         this.#wake()
     })
+    this.#tell()
     this.#wake()
   }
 
@@ -69,13 +78,16 @@ export class Assigned {
     this.#state = 'leaving'
     this.#reason = 'it is shutting down'
     this.#tell()
-    while (!deadline.aborted && this.#options.host.usedBytes() > 0 && this.#hasOthers()) await sleep(50)
+    while (!deadline.aborted && this.#options.host.usedBytes() > 0 && this.#hasOthers()) {
+      await new Promise<void>((resolve) => this.#options.clock.after(leaveCheckMs, resolve))
+    }
   }
 
   async stop(): Promise<void> {
     this.#isRunning = false
     this.#unsubscribe()
-    if (this.#retry) clearTimeout(this.#retry)
+    this.#retry?.cancel()
+    this.#interrupt()
     await this.#pass
   }
 
@@ -89,6 +101,7 @@ export class Assigned {
 
   #wake(): void {
     this.#isDirty = true
+    this.#interrupt()
     if (this.#pass !== null || !this.#isRunning) return
     this.#pass = this.#run().finally(() => {
       this.#pass = null
@@ -106,7 +119,8 @@ export class Assigned {
       this.#options.log.warn({ error }, 'the placement cannot be followed yet')
       this.#reason = error.message.slice(0, 1000)
       this.#tell()
-      this.#retry = setTimeout(() => this.#wake(), retryMs)
+      this.#retry?.cancel()
+      this.#retry = this.#options.clock.after(retryMs, () => this.#wake())
     }
   }
 
@@ -126,14 +140,15 @@ export class Assigned {
     const { load, unload } = assignment(nodeId, target, this.#active, host.held())
     for (let from = 0; from < load.length; from += batchShards) {
       // Another placement is there: the next pass begins with what it wants.
-      if (this.#isDirty) return
+      if (this.#isStale()) return
       await this.#load(load.slice(from, from + batchShards))
       this.#reason = `loading, ${Math.max(0, load.length - from - batchShards)} shards to go`
       this.#tell()
     }
     if (unload.length > 0) {
-      // Said first, so that coordinators stop sending before it is gone; what still comes is refused and sent elsewhere.
       this.#tell(unload)
+      await this.#pause(unloadAfterMs)
+      if (this.#isStale()) return
       await host.unload(unload)
       this.#tell()
     }
@@ -145,6 +160,23 @@ export class Assigned {
     }
     if (this.#state === 'ready') this.#reason = ''
     this.#tell()
+  }
+
+  /** What the pass works for is not what is wanted now. */
+  #isStale(): boolean {
+    return this.#isDirty || !this.#isRunning
+  }
+
+  /** Ends sooner when the pass becomes stale. */
+  #pause(ms: number): Promise<void> {
+    if (this.#isStale()) return Promise.resolve()
+    return new Promise((resolve) => {
+      const timer = this.#options.clock.after(ms, resolve)
+      this.#interrupt = () => {
+        timer.cancel()
+        resolve()
+      }
+    })
   }
 
   async #load(shards: readonly ShardId[]): Promise<void> {

@@ -146,7 +146,7 @@ export async function startExpertNode(settings: ExpertSettings, log: Logger): Pr
       return { ...noGauges, ...load.read(performance.now(), totals) }
     },
   })
-  const assigned = new Assigned({ nodeId: id, host, store, membership, sources, log })
+  const assigned = new Assigned({ nodeId: id, host, store, membership, sources, clock: systemClock, log })
   membership.onChange((_, view) => peers.update(view.nodes.values()))
   await membership.start()
   opened.defer(() => membership.stop())
