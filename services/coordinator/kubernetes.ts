@@ -5,7 +5,7 @@ import { type NodeEntry, type NodeGauges, noGauges } from '../cluster/node.ts'
 import type { Store } from '../cluster/store.ts'
 import type { ClusterView as MembershipView } from '../cluster/view.ts'
 import { connectKubernetes, type KubernetesApi, type Pod } from '../kubernetes/api.ts'
-import type { Explanation, NodeLoad } from '../kubernetes/autoscaler.ts'
+import type { NodeLoad } from '../kubernetes/autoscaler.ts'
 import { type Leaving, watchLeavings } from '../kubernetes/hints.ts'
 import { type ClusterView, Scaler } from '../kubernetes/scaler.ts'
 import { type KubernetesSettings, readKubernetesSettings } from '../kubernetes/settings.ts'
@@ -42,6 +42,7 @@ export class KubernetesLink {
   readonly #api: KubernetesApi
   readonly #settings: KubernetesSettings
   readonly #options: KubernetesLinkOptions
+  readonly #scaler: Scaler
   readonly #stopped = new AbortController()
   /** Node id → until when its pod's end is a reason to plan around it, as `performance.now()`. */
   readonly #suspects = new Map<string, number>()
@@ -54,6 +55,7 @@ export class KubernetesLink {
     this.#api = api
     this.#settings = settings
     this.#options = options
+    this.#scaler = new Scaler(this.#telling(), settings, this.#cluster(), options.report)
   }
 
   /** When the membership has begun. */
@@ -64,7 +66,7 @@ export class KubernetesLink {
       const hear = (leaving: Leaving) => this.#hear(leaving)
       void watchLeavings(this.#api, podSelector, hear, report, this.#stopped.signal)
     }
-    if (groups.length > 0) this.#scaleAfter(new Scaler(this.#telling(), this.#settings, this.#cluster(), report))
+    if (groups.length > 0) this.#scheduleRound()
   }
 
   async close(): Promise<void> {
@@ -91,6 +93,20 @@ export class KubernetesLink {
     }
   }
 
+  /** The leader looks at every group that it may scale, and takes at most one step in each. */
+  async round(): Promise<void> {
+    const { store, membership, controller } = this.#options
+    if (controller().isLeader()) {
+      this.#gauges = await store.gauges()
+      const view = membership().view()
+      // The node that a smaller group no longer has will not come back: every pod's process has an id of its own.
+      for (const [id, by] of view.drained) {
+        if (by === 'scaling' && !view.nodes.has(id) && !view.isSettling) await store.setDrained(id, null)
+      }
+    }
+    await this.#scaler.round(performance.now())
+  }
+
   #hear({ ip }: Leaving): void {
     const { membership, controller, leaseMs } = this.#options
     for (const { record } of membership().view().nodes.values()) {
@@ -109,27 +125,14 @@ export class KubernetesLink {
     return this.#pods.list
   }
 
-  #scaleAfter(scaler: Scaler): void {
+  #scheduleRound(): void {
     this.#timer = setTimeout(() => {
-      this.#round = this.#scale(scaler)
+      this.#round = this.round()
         .catch(this.#options.report)
         .finally(() => {
-          if (!this.#stopped.signal.aborted) this.#scaleAfter(scaler)
+          if (!this.#stopped.signal.aborted) this.#scheduleRound()
         })
     }, roundEveryMs).unref()
-  }
-
-  async #scale(scaler: Scaler): Promise<void> {
-    const { store, membership, controller } = this.#options
-    if (controller().isLeader()) {
-      this.#gauges = await store.gauges()
-      const view = membership().view()
-      // The node that a smaller group no longer has will not come back: every pod's process has an id of its own.
-      for (const [id, by] of view.drained) {
-        if (by === 'scaling' && !view.nodes.has(id) && !view.isSettling) await store.setDrained(id, null)
-      }
-    }
-    await scaler.round(performance.now())
   }
 
   #cluster(): ClusterView {
@@ -154,11 +157,13 @@ export class KubernetesLink {
   }
 
   /** Every step is an event of the cluster too: `moesh` users see it without a right to read Kubernetes' Events. */
-  #telling(): KubernetesApi {
+  #telling(): ConstructorParameters<typeof Scaler>[0] {
     const { store, nowUnixMs } = this.#options
     return {
-      ...this.#api,
-      explain: async (statefulSet: string, explanation: Explanation) => {
+      replicas: (statefulSet) => this.#api.replicas(statefulSet),
+      scale: (statefulSet, from, to) => this.#api.scale(statefulSet, from, to),
+      pods: (selector) => this.#api.pods(selector),
+      explain: async (statefulSet, explanation) => {
         const kind = `scale.${explanation.reason}`
         const text = `${statefulSet}: ${explanation.message}`.slice(0, 4000)
         await store.appendEvents([{ timeUnixMs: nowUnixMs(), kind, node: '', text, fields: {} }]).catch(() => {})
