@@ -18,7 +18,12 @@ export function keep(problem: LayerProblem, present: readonly (readonly number[]
   return plan
 }
 
-/** Copies beyond memory, and copies beyond what is useful (with some hysteresis, lest they come and go). */
+/** Copies above it are dropped. Above what a plan from nothing would have: what helped once may help again. */
+export function surplusLimit({ copiesMax, ranks }: LayerProblem): number {
+  return copiesMax + ranks.length
+}
+
+/** Copies beyond memory, and copies beyond what is useful. */
 function dropSurplus(plan: LayerPlan, demand: Demand): void {
   const { problem } = plan
   const wanted = copiesWanted(problem, demand.replicas)
@@ -29,7 +34,7 @@ function dropSurplus(plan: LayerPlan, demand: Demand): void {
       plan.pour(expert)
     }
   }
-  const limit = problem.copiesMax + problem.ranks.length
+  const limit = surplusLimit(problem)
   for (let expert = 0; expert < problem.experts && plan.copies > limit; expert++) {
     while (plan.copies > limit && (plan.homes[expert]?.length ?? 0) > (wanted[expert] ?? 0)) {
       const zones = plan.zonesOf(expert)
@@ -60,7 +65,7 @@ function addMissing(plan: LayerPlan, demand: Demand, present: readonly (readonly
   for (let level = 1; level <= minReplicas; level++) {
     for (const expert of hotFirst) {
       if ((plan.homes[expert]?.length ?? 0) >= level) continue
-      const node = nodeForCopy(plan, expert, level)
+      const node = nodeForCopy(plan, expert, level, demand)
       if (node < 0) continue
       const before = present[expert]?.length ?? 0
       plan.add(expert, node, before === 0 ? 'nothing held it' : `it had ${before} of ${minReplicas} copies`)
@@ -72,8 +77,9 @@ function addMissing(plan: LayerPlan, demand: Demand, present: readonly (readonly
 }
 
 /** With a free slot, the lowest first; without one, room is made by dropping what has more than `level` copies. */
-function nodeForCopy(plan: LayerPlan, expert: number, level: number): number {
+function nodeForCopy(plan: LayerPlan, expert: number, level: number, demand: Demand): number {
   const taken = new Set((plan.homes[expert] ?? []).map((node) => plan.problem.zones[node]))
+  const loadOf = (other: number) => plan.problem.loads[other] ?? 0
   const needsZone = taken.size < zonesWanted(plan.problem)
   const candidates = Array.from(plan.nodeLoads.keys()).filter((node) => !plan.holds(expert, node))
   const isOther = (node: number) => needsZone && !taken.has(plan.problem.zones[node])
@@ -83,11 +89,15 @@ function nodeForCopy(plan: LayerPlan, expert: number, level: number): number {
   for (const node of candidates) {
     if (free !== undefined && !isOther(node)) break
     const dispensable = (plan.held[node] ?? [])
-      .filter((other) => (plan.homes[other]?.length ?? 0) > level)
-      .filter(
-        (other) => plan.zonesOf(other) > zonesWanted(plan.problem) || !isAloneInZone(plan, other, node) || level === 1,
-      )
-      .sort((a, b) => (plan.homes[b]?.length ?? 0) - (plan.homes[a]?.length ?? 0) || a - b)[0]
+      .filter((other) => {
+        const count = plan.homes[other]?.length ?? 0
+        if (count > level) {
+          return level === 1 || plan.zonesOf(other) > zonesWanted(plan.problem) || !isAloneInZone(plan, other, node)
+        }
+        // Where not all can have as many, those with much load have them rather than those with little.
+        return count === level && level > demand.replicas && loadOf(other) < loadOf(expert) / 2
+      })
+      .sort((a, b) => (plan.homes[b]?.length ?? 0) - (plan.homes[a]?.length ?? 0) || loadOf(a) - loadOf(b) || a - b)[0]
     if (dispensable === undefined) continue
     plan.remove(dispensable, node)
     plan.pour(dispensable)

@@ -1,7 +1,7 @@
 import { compareShortage, type Demand, demandOf, shortageOf } from './demand.ts'
 import { fill } from './fill.ts'
 import { improve } from './improve.ts'
-import { keep } from './keep.ts'
+import { keep, surplusLimit } from './keep.ts'
 import type { LayerPlan, LayerProblem } from './layer-plan.ts'
 import { spread } from './spread.ts'
 
@@ -20,8 +20,8 @@ const gapMax = 0.02
 const gapGoal = 0.01
 /** A node that joined is brought in even if the others would hardly notice. */
 const gapGoalJoined = 0.002
-/** So far from a plan from nothing, a node's joining is worth loading everything anew. */
-const gapAnew = 0.1
+/** With less than this share of the balancedness of a plan from nothing, a node's joining is worth loading all anew. */
+const anewShare = 0.6
 
 /**
  * Plans each layer. Present homes stay; what is missing is added whatever it costs; for the load's sake at most
@@ -57,11 +57,19 @@ export function planLayers(
     const share = Math.min(movesLeft, Math.ceil(movesLeft / (behind.length - done)))
     const forJoined = joinedShare(plan, joined)
     const goal = anew.balancedness() - (joined.length > 0 ? gapGoalJoined : gapGoal)
-    const loaded = improve(plan, goal, share + forJoined, (node) => `${nameOf(node)} was the busiest of its layer`)
+    const copiesMax = surplusLimit(plan.problem)
+    const loaded = improve(
+      plan,
+      { goal, loadsMax: share + forJoined, copiesMax },
+      (node) => `${nameOf(node)} was the busiest of its layer`,
+    )
     movesLeft -= Math.max(0, loaded - forJoined)
     const gap = anew.balancedness() - plan.balancedness()
     const needed = loadedBy(anew, layers[index]?.homes ?? [])
-    if ((gap > gapMax && needed <= share) || (joined.length > 0 && gap > gapAnew)) {
+    if (
+      (gap > gapMax && needed <= share) ||
+      (joined.length > 0 && plan.balancedness() < anewShare * anew.balancedness())
+    ) {
       explainAnew(anew, 'the layer is balanced better from nothing')
       plans[index] = anew
       movesLeft -= Math.max(0, Math.min(share, needed) - loaded)
@@ -78,7 +86,8 @@ function planFromNothing(problem: LayerProblem, demand: Demand): LayerPlan {
     if (filled !== null) candidates.push(filled)
   }
   candidates.push(spread(problem, demand))
-  for (const plan of candidates) improve(plan, goodBalance, stepsFromNothingMax, () => '')
+  const limits = { goal: goodBalance, loadsMax: stepsFromNothingMax, copiesMax: problem.copiesMax }
+  for (const plan of candidates) improve(plan, limits, () => '')
   candidates.sort(
     (a, b) =>
       compareShortage(shortageOf(a), shortageOf(b)) || b.balancedness() - a.balancedness() || a.copies - b.copies,

@@ -1,4 +1,5 @@
 import { strict as assert } from 'node:assert'
+import { eplbLayer } from './eplb-plan.ts'
 import { LayerPlan, type LayerProblem } from './layer-plan.ts'
 import { movesOf, type PlannedMove } from './moves.ts'
 import { type LayerPresent, planLayers } from './plan-layers.ts'
@@ -21,6 +22,8 @@ export type PlanInput = {
   minReplicas: number
   /** Share of the copies that may be loaded for the load's sake only. Missing copies and joining nodes come on top. */
   movesMax?: number
+  /** `eplb`: DeepSeek's, which knows only loads and slots; where it has no answer, and by default, our own. */
+  policy?: 'balanced' | 'eplb'
 }
 
 /** `weight`: integer share of `weightUnit`; those of an expert's copies sum up to it. */
@@ -50,10 +53,11 @@ export function planPlacement(input: PlanInput): Plan {
   const nameOf = (node: number) => nodes[node]?.id ?? ''
   const holding = new Set(layers.flatMap(({ homes }) => homes.flat()))
   const joined = holding.size === 0 ? [] : [...nodes.keys()].filter((node) => !holding.has(node))
-  const plans =
+  const own = () =>
     nodes.length === 0
       ? layers.map(({ problem }) => new LayerPlan(problem))
       : planLayers(layers, joined, movesMax, nameOf)
+  const plans = (input.policy === 'eplb' ? eplbLayers(layers) : null) ?? own()
   const copies = plans.flatMap((plan) => copiesOf(plan, nameOf))
   const unmetNodes = nodes.map(({ id, memoryBytes }, node) => ({
     id,
@@ -69,6 +73,12 @@ export function planPlacement(input: PlanInput): Plan {
     unmet: input.layers.length === 0 ? [] : unmetOf(plans, unmetNodes, minReplicas, smallestShardBytes),
     balancedness: balancednessOf(copies, input.layers, nodes),
   }
+}
+
+/** Null unless it has an answer for all layers. */
+function eplbLayers(layers: readonly LayerPresent[]): LayerPlan[] | null {
+  const plans = layers.map(({ problem }) => eplbLayer(problem))
+  return plans.every((plan) => plan !== null) ? plans : null
 }
 
 function layerProblems({ layers, nodes, present }: PlanInput, minReplicas: number): LayerPresent[] {

@@ -2,6 +2,12 @@ import { copiesWanted, type Demand } from './demand.ts'
 import { LayerPlan, type LayerProblem } from './layer-plan.ts'
 
 /**
+ * Two nodes that share one expert already get a second one only to avoid this share of the mean load. Nodes of equal load
+ * would else be chosen together again and again, and rows can't flow from a pair that shares all its experts to others.
+ */
+const sharedPenaltyShare = 0.25
+
+/**
  * Several homes each, from nothing: experts by falling load per copy, each copy to the node with the lowest level that
  * has a free slot, on different nodes and in different zones. Then the rows are split by weight.
  *
@@ -23,8 +29,8 @@ export function spread(problem: LayerProblem, demand: Demand): LayerPlan {
       const isExtra = copy >= demand.replicas
       const node = isExtra ? room.chooseExtra(expert) : room.choose(expert, demand.replicas - copy)
       if (node < 0) break
+      room.take(expert, node, isExtra)
       plan.add(expert, node, '')
-      room.take(node, isExtra)
       // An equal share for now: enough to see which nodes fill up.
       plan.rows[expert]?.splice(-1, 1, perCopy[expert] ?? 0)
       plan.nodeLoads[node] = (plan.nodeLoads[node] ?? 0) + (perCopy[expert] ?? 0)
@@ -50,6 +56,9 @@ class Room {
   #fullNodesSkipped = 0
   #fullZonesSkipped = 0
   #zonesTaken = 0
+  /** [nodes * nodes] experts that two nodes have in common. */
+  readonly #shared: Uint16Array
+  readonly #sharedPenalty: number
 
   constructor(plan: LayerPlan, demand: Demand) {
     this.#plan = plan
@@ -57,6 +66,8 @@ class Room {
     this.#free = plan.problem.slots.slice()
     this.#zoneFree = new Float64Array(plan.problem.zoneCount)
     this.#zoneTaken = new Uint8Array(plan.problem.zoneCount)
+    this.#shared = new Uint16Array(this.#free.length ** 2)
+    this.#sharedPenalty = (sharedPenaltyShare * plan.problem.total) / plan.problem.rankSum
     for (const [node, count] of this.#free.entries()) {
       const zone = this.#zone(node)
       this.#zoneFree[zone] = (this.#zoneFree[zone] ?? 0) + count
@@ -112,8 +123,13 @@ class Room {
     return this.#lowest(expert, isSpare)
   }
 
-  take(node: number, isExtra: boolean): void {
+  take(expert: number, node: number, isExtra: boolean): void {
     const zone = this.#zone(node)
+    const nodes = this.#free.length
+    for (const home of this.#plan.homes[expert] ?? []) {
+      this.#shared[home * nodes + node] = (this.#shared[home * nodes + node] ?? 0) + 1
+      this.#shared[node * nodes + home] = (this.#shared[node * nodes + home] ?? 0) + 1
+    }
     if (isExtra) {
       if (!this.#isFullNode(node)) this.#nodeSlack--
     } else if (this.#isFullNode(node)) this.#fullNodesSkipped--
@@ -147,9 +163,11 @@ class Room {
   #lowest(expert: number, accepts: (node: number) => boolean): number {
     let best = -1
     let bestLevel = 0
+    const homes = this.#plan.homes[expert] ?? []
     for (let node = 0; node < this.#free.length; node++) {
       if ((this.#free[node] ?? 0) <= 0) continue
-      const level = this.#plan.level(node)
+      let level = this.#plan.level(node)
+      for (const home of homes) level += this.#sharedPenalty * (this.#shared[home * this.#free.length + node] ?? 0)
       const isBetter =
         best < 0 || level < bestLevel || (level === bestLevel && (this.#free[node] ?? 0) > (this.#free[best] ?? 0))
       if (!isBetter || !accepts(node) || this.#plan.holds(expert, node)) continue
