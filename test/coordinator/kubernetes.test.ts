@@ -95,11 +95,11 @@ function record(id: string, role: NodeRecord['role'], address: string): NodeReco
 
 /** Two expert nodes in pods, and a coordinator that leads. */
 class World {
+  nowMs = 0
   readonly api = new FakeKubernetes()
   readonly store: Store = createMemoryStore({ nowMs: () => this.nowMs })
   readonly errors: unknown[] = []
   pokes = 0
-  nowMs = 0
   readonly membership: Membership = createMembership({
     store: this.store,
     self: record('c', 'coordinator', '10.0.1.0:50051'),
