@@ -120,14 +120,7 @@ export async function startCoordinator(settings: CoordinatorSettings, log: Logge
         store.setSuspended(suspect, `an audit found wrong ${text}`.slice(0, 1000)).catch(report)
       }
     },
-    judge: async (layer, expert) => {
-      try {
-        return numerics() === ownExpertClass ? await fallback.judge(layer, expert) : null
-      } catch (thrown) {
-        report(thrown)
-        return null
-      }
-    },
+    judge: async (layer, expert) => (numerics() === ownExpertClass ? fallback.judge(layer, expert) : null),
     reference: (layer, expert) => (fallback.held().get(layer)?.has(expert) ? fallback.transport() : undefined),
   })
   opened.defer(() => dispatcher.close())

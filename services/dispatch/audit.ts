@@ -127,8 +127,14 @@ export class Audit {
 
   async #judge(sample: Sample): Promise<{ nodeId: string; output: Float32Array } | null> {
     const { side, judge } = this.#options
-    const transport = await judge(sample.layer, sample.expert)
-    return transport && !side.isFull ? { nodeId: ownName, output: await side.call(transport, sample) } : null
+    try {
+      const transport = await judge(sample.layer, sample.expert)
+      return transport && !side.isFull ? { nodeId: ownName, output: await side.call(transport, sample) } : null
+    } catch (thrown) {
+      // Then nobody knows who is right, which is told as that.
+      asMoeshError(thrown)
+      return null
+    }
   }
 
   /** Gaps between hits of independent draws are geometric. */

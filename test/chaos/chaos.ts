@@ -1,7 +1,7 @@
 import { setTimeout as sleep } from 'node:timers/promises'
-import type { TestCluster } from '../support/cluster.ts'
+import { TestCluster } from '../support/cluster.ts'
 import { longestWaitMs, type StreamResult } from '../support/streams.ts'
-import type { Fault, Victims } from './faults.ts'
+import { type Fault, giveVolume, type Victims } from './faults.ts'
 import type { Load } from './load.ts'
 import { shuffle } from './random.ts'
 
@@ -21,6 +21,18 @@ export type Row = {
 }
 
 const calmMs = 1500
+
+/** Two coordinators, three expert nodes behind proxies, each with a disk of its own, and two copies of every expert. */
+export function startChaosCluster(pack: string): Promise<TestCluster> {
+  return TestCluster.start({
+    pack,
+    coordinators: 2,
+    experts: 3,
+    minReplicas: 2,
+    expert: { proxied: true },
+    beforeExpertStarts: giveVolume,
+  })
+}
 
 /** One round: calm, the faults at once, their end, and all settled again. */
 export async function round(

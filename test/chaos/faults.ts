@@ -83,6 +83,18 @@ export const faults: readonly Fault[] = [
     },
   },
   {
+    name: 'a byte of every cached shard flipped, restart',
+    experts: 1,
+    holdMs: 500,
+    inject: async ({ experts: [victim] }) => {
+      await victim?.kill()
+      if (victim) corrupt(victim)
+    },
+    heal: restart,
+    check: ({ experts: [victim] }) =>
+      victim?.log().includes('is damaged') ? null : `${victim?.id} did not see that its cache is damaged`,
+  },
+  {
     name: 'full shard cache, another node killed',
     experts: 2,
     holdMs: 3000,
@@ -94,18 +106,6 @@ export const faults: readonly Fault[] = [
       if (full) rmSync(join(shards(full), 'filler'), { force: true })
       killed?.start()
     },
-  },
-  {
-    name: 'a byte of every cached shard flipped, restart',
-    experts: 1,
-    holdMs: 500,
-    inject: async ({ experts: [victim] }) => {
-      await victim?.kill()
-      if (victim) corrupt(victim)
-    },
-    heal: restart,
-    check: ({ experts: [victim] }) =>
-      victim?.log().includes('is damaged') ? null : `${victim?.id} did not see that its cache is damaged`,
   },
   {
     name: 'SIGKILL two of three expert nodes at once',

@@ -4,9 +4,9 @@ import { join } from 'node:path'
 import { parseArgs } from 'node:util'
 import { packCheckpoint } from '../../services/pack/pack.ts'
 import { redisCommand } from '../redis.ts'
-import { TestCluster } from '../support/cluster.ts'
-import { combination, type Row, round, table } from './chaos.ts'
-import { faults, giveVolume, removeVolumes } from './faults.ts'
+import type { TestCluster } from '../support/cluster.ts'
+import { combination, type Row, round, startChaosCluster, table } from './chaos.ts'
+import { faults, removeVolumes } from './faults.ts'
 import { Load, undisturbed } from './load.ts'
 import { randomFrom } from './random.ts'
 
@@ -50,14 +50,7 @@ async function main(): Promise<number> {
   const directory = mkdtempSync(join(tmpdir(), 'moesh-chaos-'))
   const pack = join(directory, 'pack')
   await packCheckpoint(join(import.meta.dirname, '..', '..', 'models', 'tales-moe'), pack, { format: 'int8' })
-  const cluster = await TestCluster.start({
-    pack,
-    coordinators: 2,
-    experts: 3,
-    minReplicas: 2,
-    expert: { proxied: true },
-    beforeExpertStarts: giveVolume,
-  })
+  const cluster = await startChaosCluster(pack)
   const rows: Row[] = []
   try {
     const load = new Load(cluster, await undisturbed(cluster), Number(values.streams))
