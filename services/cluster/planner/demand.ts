@@ -26,15 +26,24 @@ export function zonesWanted({ minReplicas, zoneCount }: LayerProblem): number {
   return Math.min(minReplicas, zoneCount)
 }
 
-/** Experts without a home, copies short of `minReplicas`, experts in too few zones. */
-export type Shortage = { uncovered: number; missingCopies: number; missingZones: number }
+export type Shortage = {
+  /** Experts without a home. */
+  uncovered: number
+  /** Copies short of what all experts could have. */
+  missingPossible: number
+  /** Copies short of `minReplicas`. */
+  missingCopies: number
+  /** Experts in too few zones. */
+  missingZones: number
+}
 
-export function shortageOf(plan: LayerPlan): Shortage {
+export function shortageOf(plan: LayerPlan, demand: Demand): Shortage {
   const { minReplicas } = plan.problem
   const zones = zonesWanted(plan.problem)
-  const shortage = { uncovered: 0, missingCopies: 0, missingZones: 0 }
+  const shortage = { uncovered: 0, missingPossible: 0, missingCopies: 0, missingZones: 0 }
   for (const [expert, homes] of plan.homes.entries()) {
     if (homes.length === 0) shortage.uncovered++
+    shortage.missingPossible += Math.max(0, demand.replicas - homes.length)
     shortage.missingCopies += Math.max(0, minReplicas - homes.length)
     if (plan.zonesOf(expert) < zones) shortage.missingZones++
   }
@@ -43,7 +52,12 @@ export function shortageOf(plan: LayerPlan): Shortage {
 
 /** Negative if `a` breaks less than `b`: coverage counts before replicas, these before zones. */
 export function compareShortage(a: Shortage, b: Shortage): number {
-  return a.uncovered - b.uncovered || a.missingCopies - b.missingCopies || a.missingZones - b.missingZones
+  return (
+    a.uncovered - b.uncovered ||
+    a.missingPossible - b.missingPossible ||
+    a.missingCopies - b.missingCopies ||
+    a.missingZones - b.missingZones
+  )
 }
 
 /** [experts] copies each: the wanted minimum, and what else there is to those with the highest load per copy. */

@@ -12,7 +12,10 @@ export function keep(problem: LayerProblem, present: readonly (readonly number[]
   for (const [expert, homes] of present.entries()) for (const node of homes) plan.add(expert, node, '')
   plan.settle()
   dropSurplus(plan, demand)
-  addMissing(plan, demand, present)
+  addMissing(plan, demand, (expert) => {
+    const before = present[expert]?.length ?? 0
+    return before === 0 ? 'nothing held it' : `it had ${before} of ${problem.minReplicas} copies`
+  })
   spreadOverZones(plan, demand)
   plan.settle()
   return plan
@@ -59,7 +62,8 @@ function mostDispensable(plan: LayerPlan, experts: readonly number[], node: numb
   return [...experts].sort((a, b) => compareLists(rank(a), rank(b)))[0] ?? 0
 }
 
-function addMissing(plan: LayerPlan, demand: Demand, present: readonly (readonly number[])[]): void {
+/** Copies up to the wanted minimum, level by level; first what all can have, then what the hot ones can. */
+export function addMissing(plan: LayerPlan, demand: Demand, why: (expert: number) => string): void {
   const { loads, minReplicas } = plan.problem
   const hotFirst = Array.from(loads.keys()).sort((a, b) => (loads[b] ?? 0) - (loads[a] ?? 0) || a - b)
   for (let level = 1; level <= minReplicas; level++) {
@@ -67,8 +71,7 @@ function addMissing(plan: LayerPlan, demand: Demand, present: readonly (readonly
       if ((plan.homes[expert]?.length ?? 0) >= level) continue
       const node = nodeForCopy(plan, expert, level, demand)
       if (node < 0) continue
-      const before = present[expert]?.length ?? 0
-      plan.add(expert, node, before === 0 ? 'nothing held it' : `it had ${before} of ${minReplicas} copies`)
+      plan.add(expert, node, why(expert))
       plan.pour(expert)
     }
     // More than that the slots do not allow for all; the hot ones got it.

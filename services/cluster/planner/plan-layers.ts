@@ -1,7 +1,7 @@
 import { compareShortage, type Demand, demandOf, shortageOf } from './demand.ts'
 import { fill } from './fill.ts'
 import { improve } from './improve.ts'
-import { keep, surplusLimit } from './keep.ts'
+import { addMissing, keep, surplusLimit } from './keep.ts'
 import type { LayerPlan, LayerProblem } from './layer-plan.ts'
 import { spread } from './spread.ts'
 
@@ -41,7 +41,7 @@ export function planLayers(
     plans.push(anew)
     if (homes.every((nodes) => nodes.length === 0)) continue
     const kept = keep(problem, homes, demand)
-    if (compareShortage(shortageOf(anew), shortageOf(kept)) < 0) {
+    if (compareShortage(shortageOf(anew, demand), shortageOf(kept, demand)) < 0) {
       explainAnew(anew, 'only a plan from nothing has room for all copies')
       continue
     }
@@ -85,15 +85,21 @@ function planFromNothing(problem: LayerProblem, demand: Demand): LayerPlan {
     if (filled !== null && filled.balancedness() >= goodBalance) return filled
     if (filled !== null) candidates.push(filled)
   }
-  candidates.push(spread(problem, demand))
+  const spreadOut = spread(problem, demand)
+  // Going by load may have left a slot free that can serve an expert after all.
+  addMissing(spreadOut, demand, () => '')
+  spreadOut.settle()
+  candidates.push(spreadOut)
   const limits = { goal: goodBalance, loadsMax: stepsFromNothingMax, copiesMax: problem.copiesMax }
   for (const plan of candidates) improve(plan, limits, () => '')
   candidates.sort(
     (a, b) =>
-      compareShortage(shortageOf(a), shortageOf(b)) || b.balancedness() - a.balancedness() || a.copies - b.copies,
+      compareShortage(shortageOf(a, demand), shortageOf(b, demand)) ||
+      b.balancedness() - a.balancedness() ||
+      a.copies - b.copies,
   )
   const [best] = candidates
-  return best ?? spread(problem, demand)
+  return best ?? spreadOut
 }
 
 /** Copies that nodes which joined may take of a layer: twice their even share, as the first ones may be cold. */
