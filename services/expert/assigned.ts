@@ -1,3 +1,4 @@
+import { isDeepStrictEqual } from 'node:util'
 import { assignment } from '../cluster/assignment.ts'
 import type { Clock } from '../cluster/clock.ts'
 import { encodeHeld } from '../cluster/held.ts'
@@ -30,6 +31,8 @@ const retryMs = 1000
  */
 const unloadAfterMs = 1500
 const leaveCheckMs = 50
+/** How often an idle node compares what it holds with what was told and asked. */
+const selfCheckEveryMs = 5000
 
 /**
  * Makes a node hold what the placement says: loads what the target asks for, reports it, and lets go what the active
@@ -48,6 +51,9 @@ export class Assigned {
   #isDirty = false
   #pass: Promise<void> | null = null
   #retry: { cancel(): void } | null = null
+  #selfCheck: { cancel(): void } | null = null
+  /** What the last look found. */
+  #disagreed = ''
   #interrupt: () => void = () => {}
   #unsubscribe: () => void = () => {}
 
@@ -66,6 +72,7 @@ export class Assigned {
     })
     this.#tell()
     this.#wake()
+    this.#checkLater()
   }
 
   /** It holds what the target placement asks of it. */
@@ -87,6 +94,7 @@ export class Assigned {
     this.#isRunning = false
     this.#unsubscribe()
     this.#retry?.cancel()
+    this.#selfCheck?.cancel()
     this.#interrupt()
     await this.#pass
   }
@@ -97,6 +105,34 @@ export class Assigned {
     return [...membership.view().nodes.values()].some(
       ({ record, status }) => record.role === 'expert' && record.id !== nodeId && status.state !== 'leaving',
     )
+  }
+
+  #checkLater(): void {
+    this.#selfCheck = this.#options.clock.after(selfCheckEveryMs, () => {
+      if (this.#pass === null) this.#checkSelf()
+      this.#checkLater()
+    })
+  }
+
+  /** What is held, what the cluster was told, and what the placement asks must agree, or is made to. */
+  #checkSelf(): void {
+    const { nodeId, host, membership, log } = this.#options
+    const view = membership.view()
+    const told = view.nodes.get(nodeId)?.status
+    const { load, unload } = assignment(nodeId, this.#target, this.#active, host.held())
+    const found: string[] = []
+    if (view.isReachable && told && !isDeepStrictEqual(told.held, encodeHeld(host.held()))) {
+      found.push('the cluster believes that other shards are held')
+    }
+    if (load.length + unload.length > 0) found.push(`${load.length} shards are missing, ${unload.length} too many`)
+    const text = found.join('; ')
+    // Twice in a row: a look may fall into a change.
+    if (text !== '' && text === this.#disagreed) {
+      log.warn({ found: text }, 'idle, and parts disagree; repaired')
+      this.#tell()
+      this.#wake()
+    }
+    this.#disagreed = text
   }
 
   #wake(): void {

@@ -197,3 +197,16 @@ test('a leaving node does not wait beyond its deadline', async () => {
   await gone
   expect(held()).toEqual([1])
 })
+
+test('an idle node repairs what is lost of its shards, and what the cluster believes of them', async () => {
+  const { clock, host, place, told, held } = await joined()
+  await place({ me: [1, 2], other: [3] })
+  await clock.advance(3000)
+  await host.unload([{ layer: 0, expert: 1 }])
+  await clock.advance(11_000)
+  expect(held()).toEqual([1, 2])
+  await host.load([{ layer: 0, expert: 7 }])
+  await clock.advance(15_000)
+  expect(held()).toEqual([1, 2])
+  expect(told()).toEqual([1, 2])
+})
