@@ -114,6 +114,29 @@ export const faults: readonly Fault[] = [
     inject: async ({ experts }) => void (await Promise.all(experts.map((each) => each.kill()))),
     heal: restart,
   },
+  {
+    name: 'SIGSTOP Redis for 5 s',
+    experts: 0,
+    holdMs: 5000,
+    inject: async ({ cluster }) => cluster.redis.pause(),
+    heal: async ({ cluster }) => cluster.redis.resume(),
+  },
+  {
+    name: 'SIGTERM two of three expert nodes, one after the other',
+    experts: 2,
+    holdMs: 500,
+    inject: async ({ experts }) => {
+      for (const each of experts) {
+        each.signal('SIGTERM')
+        await each.finished
+      }
+    },
+    check: ({ experts }) => {
+      const forced = experts.filter((each) => !each.log().includes('everything was moved off'))
+      return forced.length === 0 ? null : `${forced.map(({ id }) => id).join()} ended with experts`
+    },
+    heal: restart,
+  },
 ]
 
 async function restart({ experts }: Victims): Promise<void> {

@@ -27,7 +27,7 @@ export type StreamResult = {
 }
 
 /** A stream that is gone is taken up so often before that counts as an error, with a pause between tries. */
-const resumesMax = 60
+const resumesMax = 150
 const resumePauseMs = 100
 
 let made = 0
