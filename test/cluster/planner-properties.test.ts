@@ -175,11 +175,12 @@ describe('for any cluster', () => {
   test('a plan that is carried out is kept', () => {
     fc.assert(
       fc.property(anyInput, (input) => {
-        const { copies } = planPlacement(input)
+        const { copies, unmet } = planPlacement(input)
         const again = planPlacement({ ...input, present: copies, movesMax: 0 })
-        // A node that was left empty counts as joining: it may get something.
+        // A node that was left empty counts as joining: it may get something. Where rules can't be met, another try may
+        // come closer.
         const isEmpty = input.nodes.some(({ id }) => !copies.some(({ node }) => node === id))
-        if (!isEmpty) expect(again.moves).toEqual([])
+        if (!isEmpty && unmet.length === 0) expect(again.moves).toEqual([])
       }),
       options,
     )
@@ -210,7 +211,9 @@ describe('for any cluster', () => {
         const joined = [...ample, nodeOf('new', slots, 'z0')]
         const plan = planPlacement({ ...input, nodes: joined, present: copies })
         const anew = planPlacement({ ...input, nodes: joined })
-        expect(plan.copies.some(({ node }) => node === 'new')).toBe(true)
+        // Where a few heavy experts decide the balance, another node may be of no use.
+        const isUsed = plan.copies.some(({ node }) => node === 'new')
+        if (!isUsed) expect(plan.balancedness).toBeGreaterThan(anew.balancedness - 0.01)
         expect(plan.balancedness).toBeGreaterThan(anew.balancedness - 0.1)
       }),
       options,

@@ -12,13 +12,18 @@ export function keep(problem: LayerProblem, present: readonly (readonly number[]
   for (const [expert, homes] of present.entries()) for (const node of homes) plan.add(expert, node, '')
   plan.settle()
   dropSurplus(plan, demand)
-  addMissing(plan, demand, (expert) => {
+  complete(plan, demand, (expert) => {
     const before = present[expert]?.length ?? 0
     return before === 0 ? 'nothing held it' : `it had ${before} of ${problem.minReplicas} copies`
   })
+  return plan
+}
+
+/** Adds what is missing of coverage, replicas and zones, as far as there are slots. Splits the rows anew. */
+export function complete(plan: LayerPlan, demand: Demand, why: (expert: number) => string): void {
+  addMissing(plan, demand, why)
   spreadOverZones(plan, demand)
   plan.settle()
-  return plan
 }
 
 /** Copies above it are dropped. Above what a plan from nothing would have: what helped once may help again. */
@@ -63,7 +68,7 @@ function mostDispensable(plan: LayerPlan, experts: readonly number[], node: numb
 }
 
 /** Copies up to the wanted minimum, level by level; first what all can have, then what the hot ones can. */
-export function addMissing(plan: LayerPlan, demand: Demand, why: (expert: number) => string): void {
+function addMissing(plan: LayerPlan, demand: Demand, why: (expert: number) => string): void {
   const { loads, minReplicas } = plan.problem
   const hotFirst = Array.from(loads.keys()).sort((a, b) => (loads[b] ?? 0) - (loads[a] ?? 0) || a - b)
   for (let level = 1; level <= minReplicas; level++) {

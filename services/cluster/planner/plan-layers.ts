@@ -1,7 +1,7 @@
-import { compareShortage, type Demand, demandOf, shortageOf } from './demand.ts'
+import { compareShortage, copiesWanted, type Demand, demandOf, shortageOf } from './demand.ts'
 import { fill } from './fill.ts'
 import { improve } from './improve.ts'
-import { addMissing, keep, surplusLimit } from './keep.ts'
+import { complete, keep, surplusLimit } from './keep.ts'
 import type { LayerPlan, LayerProblem } from './layer-plan.ts'
 import { spread } from './spread.ts'
 
@@ -86,12 +86,18 @@ function planFromNothing(problem: LayerProblem, demand: Demand): LayerPlan {
     if (filled !== null) candidates.push(filled)
   }
   const spreadOut = spread(problem, demand)
-  // Going by load may have left a slot free that can serve an expert after all.
-  addMissing(spreadOut, demand, () => '')
-  spreadOut.settle()
+  // Going by load may have left slots free that serve a rule after all.
+  complete(spreadOut, demand, () => '')
   candidates.push(spreadOut)
-  const limits = { goal: goodBalance, loadsMax: stepsFromNothingMax, copiesMax: problem.copiesMax }
-  for (const plan of candidates) improve(plan, limits, () => '')
+  const limits = {
+    goal: goodBalance * bestBalance(problem, demand),
+    loadsMax: stepsFromNothingMax,
+    copiesMax: problem.copiesMax,
+  }
+  for (const plan of candidates) {
+    // What moved left a free slot, which may serve a rule.
+    if (improve(plan, limits, () => '') > 0) complete(plan, demand, () => '')
+  }
   candidates.sort(
     (a, b) =>
       compareShortage(shortageOf(a, demand), shortageOf(b, demand)) ||
@@ -100,6 +106,17 @@ function planFromNothing(problem: LayerProblem, demand: Demand): LayerPlan {
   )
   const [best] = candidates
   return best ?? spreadOut
+}
+
+/** No split is more balanced: some node has the share of the expert with the highest load per copy. */
+function bestBalance(problem: LayerProblem, demand: Demand): number {
+  const { loads, ranks, total, rankSum } = problem
+  const ranksMax = ranks.reduce((most, count) => Math.max(most, count), 1)
+  const highest = copiesWanted(problem, demand.replicas).reduce(
+    (level, copies, expert) => Math.max(level, (loads[expert] ?? 0) / Math.max(1, copies) / ranksMax),
+    0,
+  )
+  return Math.min(1, total / rankSum / highest)
 }
 
 /** Copies that nodes which joined may take of a layer: twice their even share, as the first ones may be cold. */

@@ -30,7 +30,7 @@ export type PlanInput = {
 export type PlannedCopy = { layer: number; expert: number; node: string; weight: number }
 
 export type Plan = {
-  /** By layer and expert. */
+  /** By layer, expert, node as in the input. */
   copies: PlannedCopy[]
   moves: PlannedMove[]
   unmet: Unmet[]
@@ -136,8 +136,9 @@ function usableLoad(load: number | undefined): number {
 function copiesOf(plan: LayerPlan, nameOf: (node: number) => string): PlannedCopy[] {
   const { layer } = plan.problem
   return plan.homes.flatMap((homes, expert) => {
-    const weights = integerWeights(plan.rows[expert] ?? [])
-    return homes.map((node, i) => ({ layer, expert, node: nameOf(node), weight: weights[i] ?? 0 }))
+    const shares = homes.map((node, i) => ({ node, rows: plan.rows[expert]?.[i] ?? 0 })).sort((a, b) => a.node - b.node)
+    const weights = integerWeights(shares.map(({ rows }) => rows))
+    return shares.map(({ node }, i) => ({ layer, expert, node: nameOf(node), weight: weights[i] ?? 0 }))
   })
 }
 
