@@ -1,4 +1,9 @@
-import { beforeAll, describe, expect, test } from 'vitest'
+import { mkdtempSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { afterAll, beforeAll, describe, expect, test } from 'vitest'
+import { ensureCheckpoint } from '../../bench/checkpoint.ts'
+import type { BenchShape } from '../../bench/shape.ts'
 import type { TokenOutput } from '../../services/coordinator/request.ts'
 import { type WeightFormat, weightFormats } from '../../services/model/format.ts'
 import { findGolden } from '../support/golden.ts'
@@ -34,8 +39,26 @@ const variations: Variation[] = [
   { why: 'a KV cache so small that sequences lose their place', neighbours: 7, kvTokens: 192 },
 ]
 
+/** Widths that 128 divides: `int4` has blocks of 128 then, whose kernel treats the last row of an odd count apart. */
+const wide: BenchShape = {
+  name: 'wide',
+  hidden: 256,
+  heads: 4,
+  layers: 2,
+  experts: 8,
+  expertsPerToken: 3,
+  expertInner: 128,
+  vocabulary: 512,
+  contextLength: 512,
+  ropeTheta: 10000,
+  normEps: 1e-5,
+}
+const wideDirectory = mkdtempSync(join(tmpdir(), 'moesh-wide-'))
+afterAll(() => rmSync(wideDirectory, { recursive: true, force: true }))
+
 const models = [
   { name: 'tales-moe', directory: demoCheckpoint },
+  { name: 'olmoe with blocks of 128', directory: ensureCheckpoint(wideDirectory, wide, 1) },
   { name: 'olmoe', directory: findGolden('olmoe') },
   { name: 'mixtral', directory: findGolden('mixtral') },
   { name: 'qwen3 (dense)', directory: findGolden('qwen3') },
