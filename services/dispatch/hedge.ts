@@ -7,13 +7,13 @@ import { LatencyHistogram } from './latency.ts'
  * lower median counts.
  */
 export type HedgeOptions = {
-  /** No call is late before: below this a garbage collection or a busy core explains more than a fault does. */
+  /** No call is late before: timers are not finer than a few of them, and a collection of garbage takes as long. */
   floorMs: number
   /** Used until enough calls were seen. */
   coldMs: number
 }
 
-export const defaultHedgeOptions: HedgeOptions = { floorMs: 20, coldMs: 250 }
+export const defaultHedgeOptions: HedgeOptions = { floorMs: 5, coldMs: 250 }
 
 /** A call is hedged when it is slower than nearly all of its like; the factor keeps a p99 outlier from doubling load. */
 export function hedgeAfterMs(layerLatencyMsP99: number, floorMs: number): number {

@@ -25,7 +25,7 @@ export type DispatchContext = {
 const retryFirstMs = 10
 const retryLastMs = 500
 /** A timer that fires so much later than asked tells of a busy thread here, not of a late node. */
-const stallMs = 10
+const stallMs = 2
 /** An expert that only late nodes hold for so long is reported as uncovered. */
 const uncoveredAfterMs = 1000
 

@@ -70,16 +70,17 @@ class LocalHost implements ExpertHost {
       for (const { layer, expert } of shards) {
         const rank = this.#homes.get(layer)?.get(expert)
         if (rank === undefined) continue
-        this.#homes.get(layer)?.delete(expert)
-        this.#held.get(layer)?.delete(expert)
-        this.#usedBytes -= this.#shardBytes(layer)
         const key = `${rank}/${layer}`
         const entry = byHome.get(key) ?? { rank, layer, experts: [] }
         entry.experts.push(expert)
         byHome.set(key, entry)
       }
-      // Messages and jobs reach a rank in order: calls that were accepted before are computed before.
-      for (const { rank, layer, experts } of byHome.values()) await this.#rank(rank).unload(layer, experts)
+      for (const { rank, layer, experts } of byHome.values()) {
+        await this.#rank(rank).prepareUnload(layer, experts)
+        for (const expert of experts) this.#markGone(layer, expert)
+        // Messages and jobs reach a rank in order: calls that were accepted before are computed before.
+        await this.#rank(rank).unload(layer, experts)
+      }
     })
   }
 
@@ -156,6 +157,12 @@ class LocalHost implements ExpertHost {
     held.add(expert)
     this.#held.set(layer, held)
     this.#usedBytes += this.#shardBytes(layer)
+  }
+
+  #markGone(layer: number, expert: number): void {
+    if (!this.#homes.get(layer)?.delete(expert)) return
+    this.#held.get(layer)?.delete(expert)
+    this.#usedBytes -= this.#shardBytes(layer)
   }
 
   /** How many of a call's rows each rank computes. */

@@ -18,6 +18,8 @@ export type RankSetup = {
 
 export type ToRank =
   | { kind: 'load'; ticket: number; layer: number; shards: ShardSource[] }
+  /** Sessions are built that an unload of these experts will leave; until then nothing changes. */
+  | { kind: 'prepare-unload'; ticket: number; layer: number; experts: number[] }
   | { kind: 'unload'; ticket: number; layer: number; experts: number[] }
   | { kind: 'attach-rows'; rows: RowBuffer }
   | { kind: 'attach-outputs'; outputs: OutputBuffer }

@@ -31,6 +31,8 @@ const encodedBytes = rowBytes(encoding, hidden)
 const scaled = hasScale(encoding)
 
 const groups = new Map<number, Group[]>()
+/** What remains of groups that an unload will hit, built before it comes. */
+const remains = new Map<Group, Group[]>()
 const rowBuffers = new Map<number, RowBuffer>()
 const outputBuffers = new Map<number, OutputBuffer>()
 let job = new Int32Array(new SharedArrayBuffer(0))
@@ -111,7 +113,43 @@ function load(layer: number, shards: readonly ShardSource[]): void {
   groups.set(layer, [...present, buildGroup(layer, wanted)])
 }
 
-/** A group that loses some of its experts is built again from the others before the old one goes. */
+/** As few as a running node takes at once, so that rows do not wait long. */
+const remainingMax = 4
+
+/** A group that loses some of its experts is built again from the others before the old one goes, in small steps. */
+function prepareUnload(ticket: number, layer: number, experts: readonly number[]): void {
+  const gone = new Set(experts)
+  const steps: (() => void)[] = []
+  for (const group of groups.get(layer) ?? []) {
+    const rest = group.sources.filter(({ expert }) => !gone.has(expert))
+    if (rest.length === 0 || rest.length === group.sources.length) continue
+    const built: Group[] = []
+    remains.set(group, built)
+    for (let from = 0; from < rest.length; from += remainingMax) {
+      steps.push(() => built.push(buildGroup(layer, rest.slice(from, from + remainingMax))))
+    }
+  }
+  const next = () =>
+    settle(ticket, () => {
+      const step = steps.shift()
+      if (step === undefined) return true
+      try {
+        step()
+      } catch (thrown) {
+        forgetRemains()
+        throw thrown
+      }
+      tasks.unshift({ kind: 'step', work: next })
+      return false
+    })
+  next()
+}
+
+function forgetRemains(): void {
+  for (const built of remains.values()) for (const { session } of built) session.dispose()
+  remains.clear()
+}
+
 function unload(layer: number, experts: readonly number[]): void {
   const gone = new Set(experts)
   const next: Group[] = []
@@ -119,7 +157,11 @@ function unload(layer: number, experts: readonly number[]): void {
     const rest = group.sources.filter(({ expert }) => !gone.has(expert))
     if (rest.length === group.sources.length) next.push(group)
     else {
-      if (rest.length > 0) next.push(buildGroup(layer, rest))
+      const built = remains.get(group) ?? []
+      const missing = rest.filter(({ expert }) => !built.some((other) => other.experts.includes(expert)))
+      next.push(...built)
+      if (missing.length > 0) next.push(buildGroup(layer, missing))
+      remains.delete(group)
       group.session.dispose()
     }
   }
@@ -254,7 +296,7 @@ class GroupRun {
 }
 
 /** Loading and unloading, which wait while there are rows to compute. */
-const tasks: Exclude<ToRank, { kind: `attach-${string}` }>[] = []
+const tasks: (Exclude<ToRank, { kind: `attach-${string}` }> | { kind: 'step'; work: () => void })[] = []
 
 /** Attachments take effect at once: the job that needs them may be posted already. */
 function receive(): void {
@@ -267,10 +309,11 @@ function receive(): void {
   }
 }
 
-function settle(ticket: number, work: () => void): void {
+/** `work` returns false when there is more to come before the answer. */
+function settle(ticket: number, work: () => unknown): void {
   let answer: FromRank = { kind: 'done', ticket }
   try {
-    work()
+    if (work() === false) return
   } catch (thrown) {
     const code = thrown instanceof MoeshError ? thrown.code : 'INTERNAL'
     answer = { kind: 'failed', ticket, code, message: thrown instanceof Error ? thrown.message : String(thrown) }
@@ -305,9 +348,12 @@ function serve(): void {
     const task = tasks.shift()
     if (task === undefined) waitForChange(control, controlWords.wake, seen)
     else if (task.kind === 'load') settle(task.ticket, () => load(task.layer, task.shards))
+    else if (task.kind === 'prepare-unload') prepareUnload(task.ticket, task.layer, task.experts)
+    else if (task.kind === 'step') task.work()
     else if (task.kind === 'unload') settle(task.ticket, () => unload(task.layer, task.experts))
     else break
   }
+  forgetRemains()
   for (const group of [...groups.values()].flat()) group.session.dispose()
 }
 

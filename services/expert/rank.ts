@@ -48,6 +48,11 @@ export class Rank {
     return this.#ask((ticket) => ({ kind: 'load', ticket, layer, shards }))
   }
 
+  /** Does what an unload takes time for, between the calls; the unload must follow. */
+  prepareUnload(layer: number, experts: number[]): Promise<void> {
+    return this.#ask((ticket) => ({ kind: 'prepare-unload', ticket, layer, experts }))
+  }
+
   /** After the calls that were accepted before. */
   unload(layer: number, experts: number[]): Promise<void> {
     return this.#inTurn(() => this.#ask((ticket) => ({ kind: 'unload', ticket, layer, experts })))
