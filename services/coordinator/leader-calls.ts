@@ -73,8 +73,11 @@ export function clusterCalls(options: ClusterCallsOptions): LeaderCalls {
       return { moved: before }
     },
     undrain: async (node) => {
-      if (!membership().view().drained.has(node)) known(node)
+      const { drained, suspended } = membership().view()
+      if (!drained.has(node) && !suspended.has(node)) known(node)
       await store.setDrained(node, null)
+      // Whoever takes a node back has looked at it: an audit's verdict ends with it.
+      await store.setSuspended(node, null)
       controller().poke()
     },
     rebalance: async ({ dryRun }) => {

@@ -155,11 +155,14 @@ describe.skipIf(redisCommand() === null)('a cluster of processes', () => {
     const loads = Promise.all([load(), load(), load(), load()])
     try {
       // What comes through its connection now is what a node with faulty memory would send.
-      bad.proxy?.corrupt()
+      bad.proxy?.corrupt(true)
       await until('it is suspended', 30_000, async () => (await node(cluster, bad.id))?.state === 'SUSPENDED')
       expect((await node(cluster, bad.id))?.reason).toMatch(/audit/)
       expect((await node(cluster, 'e2'))?.state).toBe('READY')
       expect((await cluster.events()).map(({ kind }: Message) => kind)).toContain('audit.differs')
+      bad.proxy?.corrupt(false)
+      await cluster.client(coordinator).call('moesh.v1.Cluster/Undrain', { node: bad.id })
+      await until('it is taken back', 10_000, async () => (await node(cluster, bad.id))?.state === 'READY')
     } finally {
       isFound = true
       await loads

@@ -7,8 +7,8 @@ export type TcpProxy = {
   hold(direction: 'up' | 'down' | 'both'): void
   /** From now on every byte takes so much longer. */
   delay(delayMs: number): void
-  /** From now on a bit of every large HTTP/2 data frame that comes back is wrong, as with faulty memory in the node. */
-  corrupt(): void
+  /** While on, a bit of every large HTTP/2 data frame that comes back is wrong, as with faulty memory in the node. */
+  corrupt(isOn: boolean): void
   /** Ends `hold`, whose connections lack bytes and are cut. */
   heal(): void
   /** Cuts all connections. */
@@ -65,8 +65,8 @@ export async function startProxy(target: string, delayMs: number): Promise<TcpPr
     delay(ms) {
       presentDelayMs = ms
     },
-    corrupt() {
-      isCorrupting = true
+    corrupt(isOn) {
+      isCorrupting = isOn
     },
     heal() {
       held.up = false
