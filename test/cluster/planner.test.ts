@@ -63,6 +63,21 @@ describe('published cases', () => {
 })
 
 describe('few moves', () => {
+  // With less, 5 % of the copies is one or none.
+  const large = publishedCases.filter(({ numReplicas, weights }) => numReplicas * weights.length > 1000)
+
+  test.skipIf(large.length === 0).each(large)(
+    'loads that drift by 10 % move at most 5 % of the copies: $name',
+    (published) => {
+      const input = inputOf(published, 1)
+      const { copies } = planPlacement(input)
+      const later = drifted(input, sequence(7))
+      const plan = planPlacement({ ...later, present: copies })
+      expect(plan.moves.length).toBeLessThanOrEqual(0.05 * copies.length)
+      expect(plan.balancedness).toBeGreaterThanOrEqual(planPlacement(later).balancedness - 0.02)
+    },
+  )
+
   const tables = [
     { name: 'one copy each', minReplicas: 1, exponent: 0.8, slots: 11 },
     { name: 'two copies each', minReplicas: 2, exponent: 0.8, slots: 20 },
