@@ -32,6 +32,7 @@ import { ExpertLinks } from './expert-links.ts'
 import { FallbackExperts, fallbackNodeId } from './fallback-experts.ts'
 import { createStoreJournal } from './journal.ts'
 import { openKubernetes } from './kubernetes.ts'
+import { LateLog } from './late-log.ts'
 import { clusterCalls } from './leader-calls.ts'
 import { fingerprint, startModelEngine } from './model-engine.ts'
 import { SelfCheck } from './self-check.ts'
@@ -91,6 +92,8 @@ export async function startCoordinator(settings: CoordinatorSettings, log: Logge
   opened.defer(() => links.close())
   const fallback = new FallbackExperts({ pack, stageDir, onChange: () => reroute(), report })
   opened.defer(() => fallback.close())
+  const lateLog = new LateLog(dispatchClock, log)
+  opened.defer(() => lateLog.close())
   const dispatcher = createDispatcher({
     hidden: spec.hidden,
     encoding: rowEncoding(format),
@@ -106,7 +109,7 @@ export async function startCoordinator(settings: CoordinatorSettings, log: Logge
       // A class of nodes that computes other bits must not be helped out by this one.
       if (numerics() === ownExpertClass) fallback.want(layer, expert)
     },
-    onNodeLate: (nodeId, isLate, reason) => log.warn({ node: nodeId, reason }, isLate ? 'late' : 'answers again'),
+    onNodeLate: (nodeId, isLate, reason) => lateLog.note(nodeId, isLate, reason),
     onFailure: (nodeId, error) => log.debug({ node: nodeId, error }, 'a dispatch is repeated elsewhere'),
     onAudit: (finding) => {
       const { layer, expert, suspects } = finding

@@ -144,6 +144,7 @@ async function restart({ experts }: Victims): Promise<void> {
 }
 
 const volumes = new Set<string>()
+process.once('exit', () => removeVolumes())
 
 /**
  * Gives a node's shard cache a file system of its own, small enough to be filled. Where that is not allowed the fault

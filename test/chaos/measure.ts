@@ -26,7 +26,11 @@ type Measured = Record<string, number>
 const directory = mkdtempSync(join(tmpdir(), 'moesh-measure-'))
 const pack = join(directory, 'pack')
 await packCheckpoint(join(import.meta.dirname, '..', '..', 'models', 'tales-moe'), pack, { format: 'int8' })
-const cluster = await TestCluster.start({ pack, minReplicas: 2 })
+const cluster = await TestCluster.start({
+  pack,
+  minReplicas: 2,
+  coordinator: { environment: { MOESH_LOG_LEVEL: 'debug' } },
+})
 try {
   const load = new Load(cluster, await undisturbed(cluster), Number(values.streams))
   await sleep(warmMs)
