@@ -29,7 +29,14 @@ export async function readBandwidth(threads: number): Promise<number> {
 
 function next(worker: Worker): Promise<number> {
   return new Promise((resolve, reject) => {
-    worker.once('message', (message) => resolve(answer.parse(message)))
-    worker.once('error', reject)
+    const onMessage = (message: unknown) => {
+      worker.off('error', onError)
+      resolve(answer.parse(message))
+    }
+    const onError = (error: unknown) => {
+      worker.off('message', onMessage)
+      reject(error)
+    }
+    worker.once('message', onMessage).once('error', onError)
   })
 }
