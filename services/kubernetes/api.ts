@@ -94,7 +94,7 @@ export async function connectKubernetes(namespace: string): Promise<KubernetesAp
         const path = `/api/v1/namespaces/${namespace}/pods`
         const started = watch.watch(
           path,
-          { labelSelector, timeoutSeconds: 300 },
+          { labelSelector, timeoutSeconds: watchSeconds },
           (phase: string, pod: unknown) => {
             if (phase === 'ADDED' || phase === 'MODIFIED') onChange({ kind: 'seen', pod: readPod(pod) })
             if (phase === 'DELETED') onChange({ kind: 'gone', pod: readPod(pod) })
@@ -114,6 +114,9 @@ export async function connectKubernetes(namespace: string): Promise<KubernetesAp
     zoneOf: async (name) => (await asked(core.readNode({ name }))).metadata?.labels?.['topology.kubernetes.io/zone'],
   }
 }
+
+/** After so long the server ends a watch and the next one begins: the client takes 30 s of silence for a broken one. */
+const watchSeconds = 25
 
 /** More pods of one cluster than this are not looked at. */
 const podsMax = 5000

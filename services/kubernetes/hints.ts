@@ -36,6 +36,7 @@ export async function watchLeavings(
         },
         signal,
       )
+      waitMs = retryMs.first // it ended as it should
     } catch (thrown) {
       report(thrown instanceof Error ? thrown : new Error(String(thrown)))
     }

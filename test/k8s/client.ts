@@ -50,6 +50,7 @@ export class MoeshClient {
     const from = performance.now()
     const tokens: number[] = []
     let resumes = 0
+    const reasons: string[] = []
     let lastMs = from
     let firstTokenMs = Number.NaN
     let gapMsMax = 0
@@ -61,20 +62,27 @@ export class MoeshClient {
       lastMs = now
       tokens.push(...delta.tokens.map(({ id }) => id))
     }
-    let stream = this.#service.Generate({
-      text: prompt.text,
-      request_id: requestId,
-      sampling: { temperature: 1, seed: String(prompt.seed), max_tokens: prompt.maxTokens, ignore_eos: true },
-    })
+    const begin = () =>
+      this.#service.Generate({
+        text: prompt.text,
+        request_id: requestId,
+        sampling: { temperature: 1, seed: String(prompt.seed), max_tokens: prompt.maxTokens, ignore_eos: true },
+      })
+    let stream = begin()
     for (;;) {
       const error = await ended(stream, onResponse)
       if (error === null) return { tokens, firstTokenMs, gapMsMax, resumes }
       const isLost = error.code === status.UNAVAILABLE || error.code === status.CANCELLED
-      if (!isLost || resumes >= resumesMax) throw error
+      const isUnknown = error.code === status.NOT_FOUND && resumes > 0 && tokens.length === 0
+      if (!(isLost || isUnknown) || resumes >= resumesMax) {
+        error.message += `; after ${tokens.length} tokens and ${reasons.length === 0 ? 'no interruption' : reasons.join(', ')}`
+        throw error
+      }
       resumes += 1
+      reasons.push(error.message)
       await sleep(200)
       // A request that never arrived is not known anywhere: it starts again, which its id makes safe.
-      stream = this.#service.Resume({ request_id: requestId, received: { 0: tokens.length } })
+      stream = isUnknown ? begin() : this.#service.Resume({ request_id: requestId, received: { 0: tokens.length } })
     }
   }
 }
