@@ -2,21 +2,15 @@ import assert from 'node:assert/strict'
 import { MoeshError } from '../config/errors.ts'
 import type { Dispatcher } from '../dispatch/transport.ts'
 import type { ModelSpec } from '../model/spec.ts'
-import type {
-  Engine,
-  EngineHandle,
-  EngineRequest,
-  EngineSink,
-  FinishReason,
-  LayerTrace,
-  TokenLogprobs,
-  TokenOutput,
-} from './request.ts'
+import { checkRequest } from './admission.ts'
+import type { Engine, EngineHandle, EngineRequest, EngineSink, FinishReason, TokenLogprobs } from './request.ts'
 import { planStep } from './scheduler.ts'
+import { newSequence, type Running, type Sequence, wantsTrace } from './sequence.ts'
 import type { Item } from './team/attention.ts'
 import { kvBlockTokens } from './team/kv-cache.ts'
 import { drawToken, noLogprobs, resultWords } from './team/layout.ts'
 import type { HeadRow, Team } from './team/team.ts'
+import { TraceRecorder } from './trace-recorder.ts'
 
 export type EngineLimits = Engine['limits'] & { kvTokensMax: number }
 
@@ -29,35 +23,6 @@ export type EngineOptions = {
   topMax: number
   headRowsMax: number
   nowMs: () => number
-}
-
-/** One candidate of a request. */
-type Sequence = {
-  request: Running
-  candidate: number
-  priority: number
-  arrival: number
-  /** Prompt, then output. */
-  tokens: number[]
-  cached: number
-  /** null while it waits. */
-  slot: number | null
-  state: 'waiting' | 'running' | 'ended'
-  get pending(): number
-}
-
-type Running = {
-  request: EngineRequest
-  sink: EngineSink
-  sequences: Sequence[]
-  /** Gathered while the prompt is read, where they were asked for; null once they are sent. */
-  promptTokens: TokenOutput[] | null
-  submittedMs: number
-  startedMs: number | null
-  firstTokenMs: number | null
-  retried: number
-  outputTokens: number
-  ended: boolean
 }
 
 /** The rows of one sequence in a step. */
@@ -99,7 +64,7 @@ class StepEngine implements Engine {
   }
 
   submit(request: EngineRequest, sink: EngineSink): EngineHandle {
-    this.#check(request)
+    this.#checkAdmission(request)
     const nowMs = this.#options.nowMs()
     const running: Running = {
       request,
@@ -160,34 +125,13 @@ class StepEngine implements Engine {
     this.#deliver()
   }
 
-  #check(request: EngineRequest): void {
+  #checkAdmission(request: EngineRequest): void {
     const { limits, topMax, spec } = this.#options
-    if (this.#closed) throw new MoeshError('STARTING', 'this coordinator is shutting down', 'use another one')
+    if (this.#closed) throw new MoeshError('SHUTTING_DOWN', 'this coordinator is shutting down', 'use another one')
     if (this.#requests.has(request.id)) {
       throw new MoeshError('REQUEST_EXISTS', `request_id "${request.id}" is running`, 'choose another one')
     }
-    const invalid = (message: string, hint = '') => new MoeshError('INVALID_ARGUMENT', message, hint)
-    if (request.promptIds.length === 0) throw invalid('the prompt is empty', 'it needs at least one token')
-    for (const id of request.promptIds) {
-      if (!Number.isInteger(id) || id < 0 || id >= spec.vocabulary) {
-        throw invalid(`token_ids: ${id} is not in the vocabulary`, `ids are 0 … ${spec.vocabulary - 1}`)
-      }
-    }
-    const room = limits.contextLength - request.promptIds.length - (request.sampling.maxTokens > 0 ? 1 : 0)
-    if (room < 0) {
-      throw invalid(
-        `the prompt has ${request.promptIds.length} tokens, the context ${limits.contextLength}`,
-        'shorten the prompt',
-      )
-    }
-    for (const wanted of [request.output.logprobs, request.output.promptLogprobs]) {
-      if (wanted !== null && (wanted < -1 || wanted > topMax)) {
-        throw invalid(`logprobs: ${wanted} alternatives`, `allowed are -1 (the whole vocabulary) and 0 … ${topMax}`)
-      }
-    }
-    if (request.candidates < 1 || request.candidates > limits.maxSequences) {
-      throw invalid(`n: ${request.candidates} candidates`, `allowed are 1 … ${limits.maxSequences}`)
-    }
+    checkRequest(request, { engine: limits, vocabulary: spec.vocabulary, topMax })
     if (this.#waiting.length >= limits.queueMax) {
       throw new MoeshError('QUEUE_FULL', `${this.#waiting.length} requests are waiting`, 'try again later')
     }
@@ -512,27 +456,6 @@ class StepEngine implements Engine {
   }
 }
 
-function newSequence(request: Running, candidate: number, tokens: number[], arrival: number): Sequence {
-  return {
-    request,
-    candidate,
-    priority: request.request.priority,
-    arrival,
-    tokens,
-    cached: 0,
-    slot: null,
-    state: 'waiting',
-    get pending() {
-      return this.tokens.length - this.cached
-    },
-  }
-}
-
-function wantsTrace({ request }: Sequence): boolean {
-  const { expertTrace, promptExpertTrace } = request.request.output
-  return expertTrace || promptExpertTrace
-}
-
 function headRow({ row, position, sequence, draws }: Wanted): HeadRow {
   const { output } = sequence.request.request
   const { slot } = sequence
@@ -543,29 +466,5 @@ function headRow({ row, position, sequence, draws }: Wanted): HeadRow {
     target: draws ? drawToken : (sequence.tokens[position + 1] ?? 0),
     position,
     top: wanted ?? noLogprobs,
-  }
-}
-
-/** The experts of every row of a step, kept while its layers run. */
-class TraceRecorder {
-  readonly #rows: LayerTrace[][]
-
-  constructor(rows: number) {
-    this.#rows = Array.from({ length: rows }, () => [])
-  }
-
-  record(layer: number, expertsPerToken: number, ids: Int32Array, weights: Float32Array): void {
-    this.#rows.forEach((row, index) => {
-      const from = index * expertsPerToken
-      row.push({
-        layer,
-        expertIds: [...ids.subarray(from, from + expertsPerToken)],
-        weights: [...weights.subarray(from, from + expertsPerToken)],
-      })
-    })
-  }
-
-  of(row: number): LayerTrace[] {
-    return this.#rows[row] ?? []
   }
 }

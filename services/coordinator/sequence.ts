@@ -1,0 +1,51 @@
+import type { EngineRequest, EngineSink, TokenOutput } from './request.ts'
+
+/** One candidate of a request. */
+export type Sequence = {
+  request: Running
+  candidate: number
+  priority: number
+  arrival: number
+  /** Prompt, then output. */
+  tokens: number[]
+  cached: number
+  /** null while it waits. */
+  slot: number | null
+  state: 'waiting' | 'running' | 'ended'
+  get pending(): number
+}
+
+export type Running = {
+  request: EngineRequest
+  sink: EngineSink
+  sequences: Sequence[]
+  /** Gathered while the prompt is read, where they were asked for; null once they are sent. */
+  promptTokens: TokenOutput[] | null
+  submittedMs: number
+  startedMs: number | null
+  firstTokenMs: number | null
+  retried: number
+  outputTokens: number
+  ended: boolean
+}
+
+export function newSequence(request: Running, candidate: number, tokens: number[], arrival: number): Sequence {
+  return {
+    request,
+    candidate,
+    priority: request.request.priority,
+    arrival,
+    tokens,
+    cached: 0,
+    slot: null,
+    state: 'waiting',
+    get pending() {
+      return this.tokens.length - this.cached
+    },
+  }
+}
+
+export function wantsTrace({ request }: Sequence): boolean {
+  const { expertTrace, promptExpertTrace } = request.request.output
+  return expertTrace || promptExpertTrace
+}
