@@ -84,4 +84,6 @@ function processes(cluster: TestCluster) {
   return [...cluster.coordinators, ...cluster.experts].map((each) => ({ id: each.id, log: () => each.log() }))
 }
 
+// Whoever is told to end takes the cluster's processes along: they end with the process's own exit.
+for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => process.exit(1))
 process.exit(await main())

@@ -23,6 +23,9 @@ const calmMs = 3000
 
 type Measured = Record<string, number>
 
+// Its processes end with its own exit.
+for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => process.exit(1))
+
 const directory = mkdtempSync(join(tmpdir(), 'moesh-measure-'))
 const pack = join(directory, 'pack')
 await packCheckpoint(join(import.meta.dirname, '..', '..', 'models', 'tales-moe'), pack, { format: 'int8' })

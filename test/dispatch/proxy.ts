@@ -90,9 +90,10 @@ const corruptBytesMin = 200
 class DataFrames {
   readonly #header: number[] = []
   #bytesLeft = 0
+  #frameBytes = 0
   #isTarget = false
 
-  /** Flips, in place, the lowest bit of the last f32 of each large data frame. */
+  /** Flips a bit, in place, here and there in each large data frame, but for its beginning and end. */
   pass(chunk: Buffer, isCorrupting: boolean): void {
     for (let at = 0; at < chunk.length; ) {
       if (this.#bytesLeft === 0) {
@@ -101,14 +102,16 @@ class DataFrames {
         if (this.#header.length < frameHeaderBytes) continue
         const [high = 0, middle = 0, low = 0, type] = this.#header
         this.#bytesLeft = (high << 16) | (middle << 8) | low
+        this.#frameBytes = this.#bytesLeft
         this.#isTarget = type === dataFrame && this.#bytesLeft >= corruptBytesMin
         this.#header.length = 0
         continue
       }
       const bytes = Math.min(this.#bytesLeft, chunk.length - at)
-      const target = at + this.#bytesLeft - 4
-      if (isCorrupting && this.#isTarget && target >= at && target < at + bytes) {
-        chunk[target] = (chunk[target] ?? 0) ^ 1
+      for (let left = this.#bytesLeft; isCorrupting && this.#isTarget && left > this.#bytesLeft - bytes; left--) {
+        const target = at + this.#bytesLeft - left
+        const isRow = left > 64 && this.#frameBytes - left > 64
+        if (isRow && left % 64 === 0) chunk[target] = (chunk[target] ?? 0) ^ 1
       }
       this.#bytesLeft -= bytes
       at += bytes

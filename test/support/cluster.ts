@@ -236,11 +236,15 @@ export class TestCluster {
   }
 
   /** Every process that runs is ready, every expert has its copies, and the target is the active placement. */
-  async settled(timeoutMs = 60_000): Promise<ClusterStatus> {
+  async settled(timeoutMs = 40_000): Promise<ClusterStatus> {
     let last = ''
     let status: ClusterStatus | null = null
     const wanted = [...this.coordinators, ...this.experts].filter(({ isRunning }) => isRunning).map(({ id }) => id)
     await until('the cluster is settled', timeoutMs, async () => {
+      const ended = [...this.coordinators, ...this.experts].find(
+        ({ id, isRunning }) => wanted.includes(id) && !isRunning,
+      )
+      if (ended) throw new Error(`${ended.id} has ended`)
       try {
         const seen = await this.status()
         last = JSON.stringify(seen)
