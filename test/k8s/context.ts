@@ -33,7 +33,9 @@ export type Context = {
 
 /** `helm install` and `helm upgrade` with the test's values and those given. */
 export function helmArguments(verb: 'install' | 'upgrade', ...sets: string[]): string[] {
-  return [verb, release, chart, '-f', valuesFile, '--timeout', '5m', ...sets.flatMap((set) => ['--set', set])]
+  // What --set does not know for a whole number or a boolean is text to it, 0.5 too.
+  const flag = (set: string) => (/=\d+\.\d+$/.test(set) ? '--set-json' : '--set')
+  return [verb, release, chart, '-f', valuesFile, '--timeout', '5m', ...sets.flatMap((set) => [flag(set), set])]
 }
 
 /** Through the Service, with the certificate that the chart made for clients. */
