@@ -31,4 +31,5 @@ test.skipIf(redisCommand() === null)(
       await cluster.close(removeVolumes)
     }
   },
+  120_000,
 )

@@ -18,6 +18,8 @@ export type StreamResult = {
   startedMs: number
   /** Null while it runs. */
   endedMs: number | null
+  /** Something came back of it. */
+  hasBegun: boolean
   tokens: TimedToken[]
   /** Times that it went on with Resume because its own coordinator was gone. */
   resumes: number
@@ -45,7 +47,8 @@ export async function runStream(
   const id = `stream-${process.pid}-${made++}`
   let on = first
   for (let tries = 0; ; tries++) {
-    const ended = await (tries === 0
+    // A request of which nothing came back may never have arrived: it is sent again.
+    const ended = await (!result.hasBegun
       ? follow(cluster, on, 'moesh.v1.Inference/Generate', generateRequest(id, request), result)
       : follow(cluster, on, 'moesh.v1.Inference/Resume', resumeRequest(id, result.tokens.length), result))
     result.endedMs = performance.now()
@@ -56,15 +59,23 @@ export async function runStream(
       return result
     }
     result.endedMs = null
-    const others = cluster.coordinators.filter((each) => each.isRunning && each !== on)
+    const others = cluster.coordinators.filter((each) => each.isServing && each !== on)
     on = others[tries % Math.max(1, others.length)] ?? on
     if (tries > 0) await sleep(resumePauseMs)
-    else result.resumes++
+    else if (result.hasBegun) result.resumes++
   }
 }
 
 export function emptyResult(): StreamResult {
-  return { startedMs: performance.now(), endedMs: null, tokens: [], resumes: 0, retriedDispatches: 0, error: null }
+  return {
+    startedMs: performance.now(),
+    endedMs: null,
+    hasBegun: false,
+    tokens: [],
+    resumes: 0,
+    retriedDispatches: 0,
+    error: null,
+  }
 }
 
 /** The longest wait for a token, the first included, of those that came between `fromMs` and `toMs`; in ms. */
@@ -106,6 +117,7 @@ function follow(
   return new Promise((resolve) => {
     call.on('data', ({ delta, usage }: Message) => {
       const atMs = performance.now()
+      result.hasBegun = true
       for (const { id, logprobs } of delta?.tokens ?? []) {
         result.tokens.push({ atMs, id, logprob: logprobs?.chosen ?? Number.NaN })
       }
