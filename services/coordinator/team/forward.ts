@@ -1,15 +1,13 @@
 import assert from 'node:assert/strict'
-import { type NormWeights, projectionGraph, routerGraph } from '../../graph/layers.ts'
 import { rowMultiple } from '../../graph/linear.ts'
-import type { WeightFormat } from '../../model/format.ts'
-import type { DenseFfnSpec, LayerSpec, ModelSpec, MoeFfnSpec } from '../../model/spec.ts'
-import { createSession, type Session, type SessionOptions } from '../../runtime/session.ts'
+import type { MoeFfnSpec } from '../../model/spec.ts'
+import type { Session } from '../../runtime/session.ts'
 import type { Barrier } from '../../runtime/signal.ts'
-import { Attention, type AttentionPart, type Item, projectionWidth, sumSquares } from './attention.ts'
-import { readColumns, readFloats, readWhole, type TensorSource } from './columns.ts'
-import { cut, cutColumns, isEmpty, type Range } from './cut.ts'
+import { Attention, type Item, projectionWidth, sumSquares } from './attention.ts'
+import { cut, cutColumns } from './cut.ts'
 import { Embedding, type EmbeddingSource } from './embedding.ts'
 import { KvCache } from './kv-cache.ts'
+import { buildLayer, type Columns, columns, type LayerPart, type ShareSetup } from './layer-sessions.ts'
 import { type Phase, phases, type StepBuffers } from './layout.ts'
 import { chooseExperts } from './router.ts'
 
@@ -19,28 +17,10 @@ import { chooseExperts } from './router.ts'
  * of a row through a layer.
  */
 
-export type ForwardSetup = {
-  spec: ModelSpec
-  format: WeightFormat
-  source: TensorSource
+export type ForwardSetup = ShareSetup & {
   embedding: EmbeddingSource
-  thread: number
-  threads: number
-  session: SessionOptions
   buffers: StepBuffers
   barrier: Barrier
-}
-
-type Columns = { session: Session; range: Range }
-
-type LayerPart = {
-  spec: LayerSpec
-  qkv: Session | null
-  attention: AttentionPart
-  output: Columns | null
-  ffn:
-    | { kind: 'moe'; spec: MoeFfnSpec; router: Session }
-    | { kind: 'dense'; spec: DenseFfnSpec; gateUp: Columns | null; down: Columns | null }
 }
 
 export class Forward {
@@ -66,8 +46,10 @@ export class Forward {
     )
     this.#attention = new Attention(setup.session, this.cache)
     this.#embedding = new Embedding(setup.embedding, spec.hidden)
-    this.#layers = spec.layers.map((layer, index) => this.#buildLayer(layer, index, heads[index] ?? { from: 0, to: 0 }))
-    this.#head = this.#columns('head', spec.hidden, spec.vocabulary, 'final_norm')
+    this.#layers = spec.layers.map((layer, index) =>
+      buildLayer(setup, this.#attention, layer, index, heads[index] ?? { from: 0, to: 0 }),
+    )
+    this.#head = columns(setup, 'head', spec.hidden, spec.vocabulary, 'final_norm')
     this.#headRows = new Float32Array((setup.buffers.logits.length / spec.vocabulary + 1) * spec.hidden)
     const experts = spec.layers.map(({ ffn }) => (ffn.kind === 'moe' ? ffn.experts : 0))
     this.#scores = new Float64Array(2 * Math.max(...experts))
@@ -275,118 +257,6 @@ export class Forward {
     const place = this.#setup.thread * phases.length + phases.indexOf(phase)
     profile[place] = (profile[place] ?? 0) + now - this.#clockMs
     this.#clockMs = now
-  }
-
-  #buildLayer(spec: LayerSpec, index: number, kvHeads: Range): LayerPart {
-    const { source, format, session } = this.#setup
-    const { hidden } = this.#setup.spec
-    const prefix = `layers.${index}`
-    const { attention, ffn } = spec
-    const { headDim } = attention
-    const group = attention.heads / attention.kvHeads
-    const keys: Range = { from: kvHeads.from * headDim, to: kvHeads.to * headDim }
-    const queries: Range = { from: keys.from * group, to: keys.to * group }
-    const bias = (name: string) => (attention.qkvBias ? `${prefix}.${name}_bias` : null)
-    const qkv = isEmpty(kvHeads)
-      ? null
-      : createSession(
-          projectionGraph(
-            readColumns(source, format, hidden, [
-              { tensor: `${prefix}.q`, outputs: attention.heads * headDim, range: queries, bias: bias('q') },
-              { tensor: `${prefix}.k`, outputs: attention.kvHeads * headDim, range: keys, bias: bias('k') },
-              { tensor: `${prefix}.v`, outputs: attention.kvHeads * headDim, range: keys, bias: bias('v') },
-            ]),
-            { norm: this.#norm(`${prefix}.attention_norm`) },
-          ),
-          session,
-        )
-    const normOf = (name: string) => (attention.qkNorm === 'none' ? null : readFloats(source, `${prefix}.${name}`))
-    return {
-      spec,
-      qkv,
-      attention: this.#attention.part({
-        spec: attention,
-        kvHeads,
-        qNorm: normOf('q_norm'),
-        kNorm: normOf('k_norm'),
-        normEps: this.#setup.spec.normEps,
-      }),
-      output: this.#columns(
-        `${prefix}.o`,
-        attention.heads * headDim,
-        hidden,
-        null,
-        attention.outputBias ? `${prefix}.o_bias` : null,
-      ),
-      ffn: ffn.kind === 'moe' ? this.#buildRouter(ffn, prefix) : this.#buildDense(ffn, prefix),
-    }
-  }
-
-  #buildRouter(ffn: MoeFfnSpec, prefix: string): LayerPart['ffn'] {
-    const { source, format, session } = this.#setup
-    const { hidden } = this.#setup.spec
-    const graph = routerGraph({
-      format,
-      hidden,
-      experts: ffn.experts,
-      norm: this.#norm(`${prefix}.ffn_norm`),
-      router: readWhole(source, `${prefix}.router`, [hidden, ffn.experts]),
-    })
-    return { kind: 'moe', spec: ffn, router: createSession(graph, session) }
-  }
-
-  #buildDense(ffn: DenseFfnSpec, prefix: string): LayerPart['ffn'] {
-    const { source, format, session, thread, threads } = this.#setup
-    const { hidden } = this.#setup.spec
-    const range = cutColumns(ffn.inner, threads, thread)
-    const tensor = `${prefix}.gate_up`
-    const bias = ffn.bias ? `${prefix}.gate_up_bias` : null
-    // The same columns of gate and of up, so that the thread can multiply them.
-    const gate: Range = range
-    const up: Range = { from: ffn.inner + range.from, to: ffn.inner + range.to }
-    const gateUp = isEmpty(range)
-      ? null
-      : {
-          range,
-          session: createSession(
-            projectionGraph(
-              readColumns(source, format, hidden, [
-                { tensor, outputs: 2 * ffn.inner, range: gate, bias },
-                { tensor, outputs: 2 * ffn.inner, range: up, bias },
-              ]),
-              { norm: this.#norm(`${prefix}.ffn_norm`), gated: ffn.activation },
-            ),
-            session,
-          ),
-        }
-    const downBias = ffn.bias ? `${prefix}.down_bias` : null
-    return {
-      kind: 'dense',
-      spec: ffn,
-      gateUp,
-      down: this.#columns(`${prefix}.down`, ffn.inner, hidden, null, downBias),
-    }
-  }
-
-  /** This thread's columns of a linear layer, behind an optional norm. */
-  #columns(
-    tensor: string,
-    inputs: number,
-    outputs: number,
-    norm: string | null,
-    bias: string | null = null,
-  ): Columns | null {
-    const { source, format, session, thread, threads } = this.#setup
-    const range = cutColumns(outputs, threads, thread)
-    if (isEmpty(range)) return null
-    const weights = readColumns(source, format, inputs, [{ tensor, outputs, range, bias }])
-    const graph = projectionGraph(weights, norm === null ? {} : { norm: this.#norm(norm) })
-    return { range, session: createSession(graph, session) }
-  }
-
-  #norm(name: string): NormWeights {
-    const { source, spec } = this.#setup
-    return { weight: readWhole(source, name, [spec.hidden]), eps: spec.normEps }
   }
 }
 
