@@ -1,6 +1,7 @@
 import { randomUUID } from 'node:crypto'
 import { availableParallelism } from 'node:os'
 import { z } from 'zod'
+import { MoeshError } from '../config/errors.ts'
 import type { OptionsOf } from '../config/options.ts'
 import type { RunningProcess } from '../config/process.ts'
 import { serve } from '../coordinator/serve.ts'
@@ -19,6 +20,13 @@ const demoRanks = 3
 /** `moesh serve [MODEL]`. Returns the exit status. */
 export async function runServe(options: OptionsOf<'serve'>): Promise<number> {
   const { logLevel, logFormat } = options
+  if (options.store !== 'memory:') {
+    throw new MoeshError(
+      'USAGE',
+      `moesh serve is a cluster of its own and keeps its facts in memory, not in ${options.store}`,
+      'leave --store (or MOESH_STORE) out, or start "moesh coordinator" and "moesh expert"',
+    )
+  }
   // On a terminal the page below says it all; a log in between would only disturb it.
   const level = process.stderr.isTTY && logLevel === 'info' ? 'warn' : logLevel
   const log = createLogger({ level, format: logFormat })

@@ -8,6 +8,7 @@ import { LoadMeter } from '../cluster/load.ts'
 import { createMembership } from '../cluster/membership.ts'
 import { noGauges, protocolVersion } from '../cluster/node.ts'
 import { openRedisStore } from '../cluster/redis-store.ts'
+import { MoeshError } from '../config/errors.ts'
 import { advertisedAddress, openProcessSecurity, randomId } from '../config/identity.ts'
 import { journalKeepMs } from '../config/limits.ts'
 import type { CoordinatorSettings, RunningProcess } from '../config/process.ts'
@@ -53,6 +54,13 @@ export async function startCoordinator(settings: CoordinatorSettings, log: Logge
   const id = settings.id ?? randomId()
   const incarnation = randomUUID()
   const leaseMs = settings.lease * 1000
+  if (settings.provider !== 'cpu') {
+    throw new MoeshError(
+      'PROVIDER_UNAVAILABLE',
+      `a coordinator's own share runs on the CPU, not on ${settings.provider}`,
+      'give --provider to the expert nodes',
+    )
+  }
   const pack = openPack(settings.pack)
   const { spec, weightFormat: format } = pack.manifest
   const layers = moeLayers(spec).map(({ layer, ffn }) => ({
