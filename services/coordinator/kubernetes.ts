@@ -95,7 +95,7 @@ export class KubernetesLink {
 
   /** The leader looks at every group that it may scale, and takes at most one step in each. */
   async round(): Promise<void> {
-    const { store, membership, controller } = this.#options
+    const { store, membership, controller, nowUnixMs } = this.#options
     if (controller().isLeader()) {
       this.#gauges = await store.gauges()
       const view = membership().view()
@@ -104,7 +104,8 @@ export class KubernetesLink {
         if (by === 'scaling' && !view.nodes.has(id) && !view.isSettling) await store.setDrained(id, null)
       }
     }
-    await this.#scaler.round(performance.now())
+    // Kubernetes' own times, since when a pod waits, are of the same clock.
+    await this.#scaler.round(nowUnixMs())
   }
 
   #hear({ ip }: Leaving): void {

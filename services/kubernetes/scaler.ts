@@ -36,7 +36,7 @@ export class Scaler {
     this.#report = report
   }
 
-  /** One look at every group; call it every few seconds, one round at a time. */
+  /** One look at every group; call it every few seconds, one round at a time. `nowMs`: unix time, as Kubernetes has it. */
   async round(nowMs: number): Promise<void> {
     if (!this.#cluster.isLeader()) {
       this.#states.clear() // what a former leader remembers is stale by the time it leads again

@@ -194,6 +194,15 @@ describe('a coordinator in Kubernetes', () => {
     expect(world.errors).toEqual([])
   })
 
+  test('says in an Event that a pod has found no place for ten seconds', async () => {
+    const world = new World()
+    world.api.unschedulable = { why: '1 Insufficient nvidia.com/gpu', sinceMs: -10_000 }
+    await world.look()
+    await world.link.round()
+    await world.link.round()
+    expect(world.api.events).toEqual(['Unschedulable', 'Unschedulable'])
+  })
+
   test('grows with the load that nodes tell', async () => {
     const world = new World()
     world.api.wanted = 1
