@@ -60,7 +60,7 @@ export async function round(
   await cluster.settled(30_000).catch((thrown: Error) => problems.push(thrown.message))
   const settledMs = performance.now()
   for (const [index, fault] of chosen.entries()) {
-    const found = fault.check?.(victims[index] ?? { cluster, experts: [] })
+    const found = await fault.check?.(victims[index] ?? { cluster, experts: [] })
     if (found) problems.push(found)
   }
   for (const { request, what } of load.failures.slice(failuresBefore)) problems.push(`request ${request}: ${what}`)

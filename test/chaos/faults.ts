@@ -1,6 +1,8 @@
 import { execFileSync } from 'node:child_process'
-import { mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { createHash } from 'node:crypto'
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
+import { openPack } from '../../services/pack/reader.ts'
 import type { ClusterProcess, TestCluster } from '../support/cluster.ts'
 
 /** What a fault may touch; two that run at once get different experts. */
@@ -15,7 +17,7 @@ export type Fault = {
   inject(victims: Victims): Promise<void>
   heal(victims: Victims): Promise<void>
   /** Beside the tokens: what must be seen afterwards; a sentence if it is not. */
-  check?(victims: Victims): string | null
+  check?(victims: Victims): Promise<string | null>
 }
 
 export const faults: readonly Fault[] = [
@@ -91,8 +93,10 @@ export const faults: readonly Fault[] = [
       if (victim) corrupt(victim)
     },
     heal: restart,
-    check: ({ experts: [victim] }) =>
-      victim?.log().includes('is damaged') ? null : `${victim?.id} did not see that its cache is damaged`,
+    check: async ({ cluster, experts: [victim] }) => {
+      const damaged = victim ? await heldThoughDamaged(cluster, victim) : []
+      return damaged.length === 0 ? null : `${victim?.id} holds shards whose cached files are damaged: ${damaged}`
+    },
   },
   {
     name: 'full shard cache, another node killed',
@@ -131,7 +135,7 @@ export const faults: readonly Fault[] = [
         await each.finished
       }
     },
-    check: ({ experts }) => {
+    check: async ({ experts }) => {
       const forced = experts.filter((each) => !each.log().includes('everything was moved off'))
       return forced.length === 0 ? null : `${forced.map(({ id }) => id).join()} ended with experts`
     },
@@ -186,6 +190,20 @@ function fill(expert: ClusterProcess): void {
   } catch {
     // Full, as it should be.
   }
+}
+
+/** Shards that a node computes with although their files in its cache are not what their digests say. */
+async function heldThoughDamaged(cluster: TestCluster, expert: ClusterProcess): Promise<string[]> {
+  const held = await cluster.heldBy(expert.id)
+  const { shards: listed } = openPack(cluster.pack).manifest
+  return listed
+    .filter(({ layer, expert: index }) => held.has(`${layer}/${index}`))
+    .map(({ sha256 }) => ({ sha256, path: join(shards(expert), `${sha256}.shard`) }))
+    .filter(
+      ({ sha256, path }) =>
+        existsSync(path) && sha256 !== createHash('sha256').update(readFileSync(path)).digest('hex'),
+    )
+    .map(({ sha256 }) => sha256)
 }
 
 function corrupt(expert: ClusterProcess): void {

@@ -218,6 +218,19 @@ export class TestCluster {
     this.#clients.delete(coordinator.address)
   }
 
+  get pack(): string {
+    return this.#options.pack
+  }
+
+  /** `layer/expert` of every copy that a node holds. */
+  async heldBy(node: string): Promise<Set<string>> {
+    const alive = this.coordinators.find(({ isRunning }) => isRunning)
+    if (!alive) throw new Error('no coordinator runs')
+    const { experts }: Message = await this.client(alive).call('moesh.v1.Cluster/GetStatus', { expert_load: true })
+    const mine = experts.filter(({ nodes }: Message) => nodes.includes(node))
+    return new Set(mine.map(({ layer, expert }: Message) => `${layer}/${expert}`))
+  }
+
   async status(): Promise<ClusterStatus> {
     const alive = this.coordinators.find(({ isRunning }) => isRunning)
     if (!alive) throw new Error('no coordinator runs')
