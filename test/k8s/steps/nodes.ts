@@ -57,6 +57,9 @@ export async function podsSpreadOverZonesAndKnowThem({ env, kube, measured }: Co
       'upgrade',
       `${group}.replicas=32`,
       `${group}.spread=DoNotSchedule`,
+      // The fake nodes say nothing of their disks.
+      `${group}.resources.requests.ephemeral-storage=0`,
+      `${group}.resources.limits.ephemeral-storage=0`,
       `${group}.nodeSelector.type=kwok`,
       `${group}.tolerations[0].key=kwok.x-k8s.io/node`,
       `${group}.tolerations[0].operator=Exists`,
