@@ -9,6 +9,8 @@ export class JournalWriter {
   readonly #journal: Journal
   readonly #id: string
   readonly #onError: (error: Error) => void
+  readonly #open: () => Promise<void>
+  #isOpen = false
   /** Per candidate: the tokens from `offset` on that the journal does not have yet. */
   readonly #batches: { offset: number; tokens: number[] }[]
   #waiting = 0
@@ -29,7 +31,8 @@ export class JournalWriter {
     this.#id = options.id
     this.#onError = options.onError
     this.#batches = options.known.map((offset) => ({ offset, tokens: [] }))
-    this.#work = this.#attempt(options.open)
+    this.#open = options.open
+    this.#work = this.#attempt(() => this.#openEntry())
   }
 
   /** `index`: position in the candidate's output. What the journal has already is left out. */
@@ -55,7 +58,15 @@ export class JournalWriter {
     this.#work = this.#work.then(() => this.#attempt(() => this.#writeBatches()))
   }
 
+  /** Again with each batch until it succeeds: a request that began while the store was away must be resumable after. */
+  async #openEntry(): Promise<void> {
+    if (this.#isOpen) return
+    await this.#open()
+    this.#isOpen = true
+  }
+
   async #writeBatches(): Promise<void> {
+    await this.#openEntry()
     for (const [candidate, batch] of this.#batches.entries()) {
       if (batch.tokens.length === 0) continue
       const { offset, tokens } = batch
