@@ -11,6 +11,12 @@ import { Rank } from './rank.ts'
  */
 const groupMax = { first: 32, later: 4 } as const
 
+/**
+ * WebGPU binds few buffers to a program, so the runtime joins the outputs of a large group in several steps, and fails
+ * in a step to which no expert has brought a row. Of a group that is joined in one step, at least one has rows.
+ */
+const webgpuGroupMax = 4
+
 export async function createLocalHost(options: ExpertHostOptions): Promise<ExpertHost> {
   return new LocalHost(options)
 }
@@ -53,7 +59,8 @@ class LocalHost implements ExpertHost {
       await Promise.all(
         byRank.map(async ({ rank, layer, sources }) => {
           const { first, later } = groupMax
-          const size = this.#held.get(layer)?.size ? later : first
+          const most = this.#options.provider === 'webgpu' ? webgpuGroupMax : first
+          const size = this.#held.get(layer)?.size ? later : most
           for (let from = 0; from < sources.length; from += size) {
             const group = sources.slice(from, from + size)
             await this.#rank(rank).load(layer, group)
