@@ -39,5 +39,7 @@ export interface ExpertHost {
   call(call: ExpertCall): Promise<ExpertReply>
   /** What all ranks together have computed so far, in ms. */
   computedMs(): number
+  /** How much of it inside ONNX Runtime. */
+  runtimeMs(): number
   close(): Promise<void>
 }

@@ -109,6 +109,10 @@ class LocalHost implements ExpertHost {
     return this.#computedMs
   }
 
+  runtimeMs(): number {
+    return this.#ranks.reduce((sum, rank) => sum + rank.runtimeMs(), 0)
+  }
+
   async close(): Promise<void> {
     await this.#changes
     await Promise.all(this.#ranks.map((rank) => rank.close()))

@@ -13,6 +13,7 @@ export type RankSetup = {
   stageDir: string
   avoidSaturation: boolean
   control: Int32Array<SharedArrayBuffer>
+  /** ms of the last job, and of all jobs so far the ms inside ONNX Runtime. */
   computeMs: Float64Array<SharedArrayBuffer>
 }
 

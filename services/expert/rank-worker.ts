@@ -7,7 +7,7 @@ import { type ExpertWeights, expertGraph } from '../graph/layers.ts'
 import type { LinearWeights } from '../graph/linear.ts'
 import { rowMultiple } from '../graph/linear.ts'
 import { type ShardPart, shardLayout } from '../model/tensors.ts'
-import { createSession, type Feed, type Session } from '../runtime/session.ts'
+import { createSession, type Feed, runtimeMs, type Session } from '../runtime/session.ts'
 import { announce, waitForChange } from '../runtime/signal.ts'
 import type { ShardSource } from './host.ts'
 import { controlWords, type FromRank, jobHeader, type RankSetup, type ToRank } from './rank-protocol.ts'
@@ -332,6 +332,7 @@ function computeJob(): void {
     Atomics.store(control, controlWords.failed, 1)
   }
   setup.computeMs[0] = performance.now() - started
+  setup.computeMs[1] = runtimeMs()
   announce(control, controlWords.finished)
 }
 

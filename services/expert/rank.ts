@@ -31,7 +31,7 @@ export class Rank {
       this.#tellFailed = resolve
     })
     this.#control = new Int32Array(new SharedArrayBuffer(controlWords.size * 4))
-    this.#computeMs = new Float64Array(new SharedArrayBuffer(8))
+    this.#computeMs = new Float64Array(new SharedArrayBuffer(16))
     const workerData: RankSetup = { ...setup, control: this.#control, computeMs: this.#computeMs }
     this.#worker = new Worker(new URL('./rank-worker.ts', import.meta.url), { workerData })
     this.#worker.on('message', (message: FromRank) => this.#hear(message))
@@ -61,6 +61,11 @@ export class Rank {
   /** Computes the `rowsHere` rows of the call whose experts this rank holds; resolves with its computing time, in ms. */
   run(call: ExpertCall, rowsHere: number): Promise<number> {
     return this.#inTurn(() => this.#post(call, rowsHere))
+  }
+
+  /** Of all its computing so far, ms inside ONNX Runtime. */
+  runtimeMs(): number {
+    return this.#computeMs[1] ?? 0
   }
 
   #inTurn<T>(work: () => Promise<T>): Promise<T> {

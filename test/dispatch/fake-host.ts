@@ -83,6 +83,10 @@ export class FakeHost implements ExpertHost {
     return this.computed * 1.5
   }
 
+  runtimeMs(): number {
+    return this.computed
+  }
+
   async close(): Promise<void> {}
 
   #compute(call: ExpertCall): void {

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict'
 import { rowMultiple } from '../../graph/linear.ts'
 import type { MoeFfnSpec } from '../../model/spec.ts'
-import type { Session } from '../../runtime/session.ts'
+import { runtimeMs, type Session } from '../../runtime/session.ts'
 import type { Barrier } from '../../runtime/signal.ts'
 import { Attention, type Item, projectionWidth, sumSquares } from './attention.ts'
 import { cut, cutColumns } from './cut.ts'
@@ -33,6 +33,7 @@ export class Forward {
   readonly #headRows: Float32Array
   readonly #scores: Float64Array
   #clockMs = 0
+  #runtimeMs = runtimeMs()
 
   constructor(setup: ForwardSetup) {
     this.#setup = setup
@@ -253,10 +254,13 @@ export class Forward {
   /** The time since the last lap belongs to `phase`. */
   #lap(phase: Phase): void {
     const now = performance.now()
-    const { profile } = this.#setup.buffers
+    const inside = runtimeMs()
+    const { profile, runtime } = this.#setup.buffers
     const place = this.#setup.thread * phases.length + phases.indexOf(phase)
     profile[place] = (profile[place] ?? 0) + now - this.#clockMs
+    runtime[place] = (runtime[place] ?? 0) + inside - this.#runtimeMs
     this.#clockMs = now
+    this.#runtimeMs = inside
   }
 }
 

@@ -44,6 +44,8 @@ export type StepBuffers = {
   topLogprobs: Float32Array<SharedArrayBuffer>
   /** [threads, phases] ms, summed since the start. */
   profile: Float64Array<SharedArrayBuffer>
+  /** [threads, phases] of these, ms inside ONNX Runtime. */
+  runtime: Float64Array<SharedArrayBuffer>
 }
 
 export const controlWords = {
@@ -133,5 +135,6 @@ export function createStepBuffers(spec: ModelSpec, format: WeightFormat, limits:
     topIds: ints(headRowsMax * topMax),
     topLogprobs: floats(headRowsMax * topMax),
     profile: new Float64Array(shared(limits.threads * phases.length * 8)),
+    runtime: new Float64Array(shared(limits.threads * phases.length * 8)),
   }
 }
