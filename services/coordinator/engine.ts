@@ -4,8 +4,10 @@ import type { Dispatcher } from '../dispatch/transport.ts'
 import type { ModelSpec } from '../model/spec.ts'
 import { checkRequest } from './admission.ts'
 import type { Engine, EngineHandle, EngineRequest, EngineSink, FinishReason, TokenLogprobs } from './request.ts'
+import type { RequestCounters } from './request-counters.ts'
 import { planStep } from './scheduler.ts'
 import { newSequence, type Running, type Sequence, wantsTrace } from './sequence.ts'
+import type { StepCounters } from './step-counters.ts'
 import type { Item } from './team/attention.ts'
 import { kvBlockTokens } from './team/kv-cache.ts'
 import { drawToken, noLogprobs, resultWords } from './team/layout.ts'
@@ -22,6 +24,8 @@ export type EngineOptions = {
   /** Most alternatives that log-probabilities may name. */
   topMax: number
   headRowsMax: number
+  steps: StepCounters
+  counters: RequestCounters
   nowMs: () => number
 }
 
@@ -133,6 +137,7 @@ class StepEngine implements Engine {
     }
     checkRequest(request, { engine: limits, vocabulary: spec.vocabulary, topMax })
     if (this.#waiting.length >= limits.queueMax) {
+      this.#options.counters.refused += 1
       throw new MoeshError('QUEUE_FULL', `${this.#waiting.length} requests are waiting`, 'try again later')
     }
   }
@@ -147,6 +152,7 @@ class StepEngine implements Engine {
         this.#wake = null
         continue
       }
+      this.#options.steps.begin()
       const items = this.#schedule()
       try {
         await this.#step(items)
@@ -218,20 +224,23 @@ class StepEngine implements Engine {
     this.#releaseSlot(sequence)
     sequence.cached = 0
     sequence.state = 'waiting'
+    this.#options.counters.preempted += 1
     this.#waiting.push(sequence)
   }
 
   async #step(items: readonly StepItem[]): Promise<void> {
-    const { spec, team, dispatcher } = this.#options
+    const { spec, team, dispatcher, steps } = this.#options
     const { buffers } = team
     const last = items.at(-1)
     assert(last !== undefined)
     const rows = last.row + last.count
     const traces = items.some(({ sequence }) => wantsTrace(sequence)) ? new TraceRecorder(rows) : null
     this.#abort = new AbortController()
+    steps.lap()
     const started = team.run(0)
     this.#deliver()
     let layer = await started
+    steps.ranTeam()
     while (layer < spec.layers.length) {
       const ffn = spec.layers[layer]?.ffn
       assert(ffn?.kind === 'moe')
@@ -249,15 +258,18 @@ class StepEngine implements Engine {
         },
         this.#abort.signal,
       )
+      steps.dispatched(rows, report.computeMs)
       if (report.retriedRows > 0) {
         for (const { sequence } of items) sequence.request.retried += report.retriedRows
       }
       layer = await team.run(layer + 1)
+      steps.ranTeam()
     }
     this.#abort = null
     for (const { sequence, count } of items) sequence.cached += count
     this.#forkCandidates(items)
     await this.#handOut(items, traces)
+    steps.end(rows, items.length)
   }
 
   /** Candidates that share the prompt begin where the first one's prompt ends. */
@@ -285,12 +297,15 @@ class StepEngine implements Engine {
 
   /** Asks the head for what the step's rows are for, a slice at a time, and passes it on. */
   async #handOut(items: readonly StepItem[], traces: TraceRecorder | null): Promise<void> {
-    const { team, headRowsMax } = this.#options
+    const { team, headRowsMax, steps, nowMs } = this.#options
     const wanted = items.flatMap((item) => this.#wanted(item, traces))
     for (let from = 0; from < wanted.length; from += headRowsMax) {
       const slice = wanted.slice(from, from + headRowsMax)
+      steps.lap()
       await team.head(slice.map(headRow))
-      for (const [index, want] of slice.entries()) this.#take(want, index, traces)
+      steps.ranHead()
+      const takenMs = nowMs()
+      for (const [index, want] of slice.entries()) this.#take(want, index, traces, takenMs)
     }
     for (const { sequence } of items) this.#finishScoring(sequence)
   }
@@ -332,7 +347,7 @@ class StepEngine implements Engine {
   }
 
   /** Result `index` of the head slice. */
-  #take(want: Wanted, index: number, traces: TraceRecorder | null): void {
+  #take(want: Wanted, index: number, traces: TraceRecorder | null, takenMs: number): void {
     const { sequence, position, draws } = want
     const running = sequence.request
     if (sequence.state === 'ended') return
@@ -351,8 +366,7 @@ class StepEngine implements Engine {
     const logprobs = this.#logprobs(index, running.request.output.logprobs)
     sequence.tokens.push(id)
     running.outputTokens += 1
-    running.firstTokenMs ??= this.#options.nowMs()
-    this.#tokenRate.tokens += 1
+    this.#countToken(sequence, takenMs)
     this.#outbox.push(() => running.sink.token(sequence.candidate, position, { id, logprobs, experts }))
     const { sampling } = running.request
     const outputTokens = position + 1
@@ -361,6 +375,17 @@ class StepEngine implements Engine {
     } else if (outputTokens >= sampling.maxTokens || sequence.tokens.length >= this.limits.contextLength) {
       this.#end(sequence, { kind: 'length' })
     }
+  }
+
+  #countToken(sequence: Sequence, takenMs: number): void {
+    const { counters } = this.#options
+    const running = sequence.request
+    this.#tokenRate.tokens += 1
+    counters.generatedTokens += 1
+    if (running.firstTokenMs === null) counters.timeToFirstToken.record((takenMs - running.submittedMs) / 1000)
+    running.firstTokenMs ??= takenMs
+    if (sequence.lastTokenMs !== null) counters.interToken.record((takenMs - sequence.lastTokenMs) / 1000)
+    sequence.lastTokenMs = takenMs
   }
 
   #logprobs(index: number, wanted: number | null): TokenLogprobs | null {
@@ -387,6 +412,7 @@ class StepEngine implements Engine {
     const { promptLogprobs, promptExpertTrace } = running.request.output
     const tokens = promptLogprobs !== null || promptExpertTrace ? running.promptTokens : null
     running.promptTokens = null
+    this.#options.counters.promptTokens += running.request.promptIds.length
     this.#outbox.push(() => running.sink.prompt(tokens))
   }
 
@@ -410,6 +436,8 @@ class StepEngine implements Engine {
     if (reason !== null) this.#outbox.push(() => running.sink.finish(sequence.candidate, reason))
     if (running.ended || running.sequences.some(({ state }) => state !== 'ended')) return
     running.ended = true
+    // A client that wants no word of the end has found what it looked for.
+    this.#options.counters.finished[reason?.kind ?? 'stop'] += 1
     this.#requests.delete(running.request.id)
     const nowMs = this.#options.nowMs()
     const usage = {
@@ -435,6 +463,7 @@ class StepEngine implements Engine {
       const running = sequence.request
       if (running.ended) continue
       running.ended = true
+      this.#options.counters.failed += 1
       this.#requests.delete(running.request.id)
       for (const other of running.sequences) {
         other.state = 'ended'

@@ -7,7 +7,8 @@ import type { CapacitySettings } from './capacity.ts'
 import { engineCapacity } from './capacity.ts'
 import { createEngine } from './engine.ts'
 import type { Engine } from './request.ts'
-import type { Phase } from './team/layout.ts'
+import { RequestCounters } from './request-counters.ts'
+import { StepCounters } from './step-counters.ts'
 import { Team } from './team/team.ts'
 
 export type ModelEngineOptions = CapacitySettings & {
@@ -22,8 +23,8 @@ export type ModelEngine = {
   engine: Engine
   /** Class of coordinators that compute equal bits. */
   numerics: string
-  /** ms per phase of the forward pass since the start. */
-  profile(): Record<Phase, number>
+  steps: StepCounters
+  counters: RequestCounters
   close(): Promise<void>
 }
 
@@ -46,6 +47,9 @@ export async function startModelEngine(options: ModelEngineOptions): Promise<Mod
     avoidSaturation,
     limits: { threads, rowsMax: limits.maxBatchTokens, itemsMax: limits.maxSequences, headRowsMax, topMax },
   })
+  const nowMs = () => performance.now()
+  const steps = new StepCounters(team.buffers, threads, nowMs)
+  const counters = new RequestCounters()
   const engine = createEngine({
     spec,
     team,
@@ -53,12 +57,15 @@ export async function startModelEngine(options: ModelEngineOptions): Promise<Mod
     limits,
     topMax,
     headRowsMax,
-    nowMs: () => performance.now(),
+    steps,
+    counters,
+    nowMs,
   })
   return {
     engine,
     numerics,
-    profile: () => team.profile(),
+    steps,
+    counters,
     close: async () => {
       await engine.close()
       await team.close()

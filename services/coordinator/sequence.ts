@@ -9,6 +9,8 @@ export type Sequence = {
   /** Prompt, then output. */
   tokens: number[]
   cached: number
+  /** When its last token was drawn; null before the first one. */
+  lastTokenMs: number | null
   /** null while it waits. */
   slot: number | null
   state: 'waiting' | 'running' | 'ended'
@@ -37,6 +39,7 @@ export function newSequence(request: Running, candidate: number, tokens: number[
     arrival,
     tokens,
     cached: 0,
+    lastTokenMs: null,
     slot: null,
     state: 'waiting',
     get pending() {

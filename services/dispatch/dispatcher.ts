@@ -53,6 +53,16 @@ export type NodeDispatchStats = {
   late: number
 }
 
+/** Since the start, but for `running`. `retriedRows` of finished dispatches, those that were hedged among them. */
+export type DispatcherStats = {
+  running: number
+  dispatches: number
+  retriedRows: number
+  hedgedRows: number
+  audited: number
+  auditsDiffering: number
+}
+
 export interface RoutingDispatcher extends Dispatcher {
   routes(): RouteTable
   /** Running dispatches use it too: what waits for an expert goes on. */
@@ -60,7 +70,7 @@ export interface RoutingDispatcher extends Dispatcher {
   /** Rows that each expert of a layer got since the start, [experts]. Owned by the dispatcher, which goes on counting. */
   expertRows(layer: number): Float64Array
   nodeStats(nodeId: string): NodeDispatchStats
-  stats(): { running: number; retriedRows: number; audited: number; auditsDiffering: number }
+  stats(): DispatcherStats
   /** Ends all running dispatches as their signals would. */
   cancelAll(): void
   /** Ends what it does by itself; running dispatches end by their signals. */
@@ -92,6 +102,7 @@ class RowDispatcher implements RoutingDispatcher {
   #avoid: Uint8Array
   #step = 0
   #retriedRows = 0
+  #hedgedRows = 0
 
   constructor(options: DispatcherOptions) {
     const { hidden, encoding, clock, transports } = options
@@ -135,6 +146,9 @@ class RowDispatcher implements RoutingDispatcher {
       transport: (nodeId) => transports.get(nodeId),
       onUncovered: (layer, expert) => options.onUncovered?.(layer, expert),
       onFailure: (nodeId, error) => options.onFailure?.(nodeId, error),
+      onHedged: (rows) => {
+        this.#hedgedRows += rows
+      },
     }
   }
 
@@ -190,11 +204,13 @@ class RowDispatcher implements RoutingDispatcher {
     return { ...this.#health.counters(nodeId), p50Ms: p50, p99Ms: p99, isLate, reason: isLate ? answers.reason : '' }
   }
 
-  stats(): ReturnType<RoutingDispatcher['stats']> {
+  stats(): DispatcherStats {
     const { compared, differing } = this.#audit.counters()
     return {
       running: this.#running.size,
+      dispatches: this.#step,
       retriedRows: this.#retriedRows,
+      hedgedRows: this.#hedgedRows,
       audited: compared,
       auditsDiffering: differing,
     }

@@ -19,6 +19,8 @@ export type DispatchContext = {
   transport(nodeId: string): ExpertTransport | undefined
   onUncovered(layer: number, expert: number): void
   onFailure(nodeId: string, error: MoeshError): void
+  /** Rows of a late call were sent to another copy too. */
+  onHedged(rows: number): void
 }
 
 /** Rows whose copies all failed wait so long before they try them again; doubled each time. */
@@ -264,7 +266,9 @@ export class RunningDispatch {
       if (nodeId !== null) calls.set(nodeId, [...(calls.get(nodeId) ?? []), entry])
       else if (this.#context.clock.nowMs() - attempt.startedMs >= uncoveredAfterMs) this.#reportUncovered(entry)
     }
+    const before = this.#retriedRows
     for (const [nodeId, entries] of calls) this.#startAgain(nodeId, entries)
+    this.#context.onHedged(this.#retriedRows - before)
   }
 
   /** Of the copies that were not tried the one that is avoided least; last, one that refused a larger call. */
