@@ -49,6 +49,8 @@ export function createMembership(options: MembershipOptions): Membership {
   let lastBeatMs = -Infinity
   let timer: { cancel(): void; atMs: number } | null = null
   let underWay: Promise<void> | null = null
+  /** Asked to hurry during the beat that is under way. */
+  let isHurried = false
   let stopHints = () => {}
 
   function schedule(atMs: number): void {
@@ -56,9 +58,7 @@ export function createMembership(options: MembershipOptions): Membership {
     timer?.cancel()
     const handle = clock.after(Math.max(0, atMs - clock.nowMs()), () => {
       timer = null
-      underWay = beat().finally(() => {
-        underWay = null
-      })
+      void beatAndSchedule()
     })
     timer = { cancel: () => handle.cancel(), atMs }
   }
@@ -66,10 +66,24 @@ export function createMembership(options: MembershipOptions): Membership {
   /** As soon as the cluster's size allows: with many nodes, hints are many. */
   function hurry(): void {
     // Whoever has to register waits for its turn: each registration causes a hint to all others.
-    if (underWay === null && isRegistered) schedule(Math.max(clock.nowMs(), lastBeatMs + beatGapMs(view.nodes.size)))
+    if (!isRegistered) return
+    // The store may have answered the beat that is under way before what this is about.
+    if (underWay !== null) isHurried = true
+    else schedule(Math.max(clock.nowMs(), lastBeatMs + beatGapMs(view.nodes.size)))
   }
 
-  async function beat(): Promise<void> {
+  function beatAndSchedule(): Promise<void> {
+    isHurried = false
+    underWay = beat().then((nextMs) => {
+      underWay = null
+      const hasNews = isRegistered && view.isReachable && (isHurried || !isStatusTold)
+      schedule(lastBeatMs + (hasNews ? Math.min(nextMs, beatGapMs(view.nodes.size)) : nextMs))
+    })
+    return underWay
+  }
+
+  /** Resolves with the time from its begin until the next one, where nobody hurries. */
+  async function beat(): Promise<number> {
     lastBeatMs = clock.nowMs()
     let nextMs = leaseMs / 3
     try {
@@ -97,8 +111,7 @@ export function createMembership(options: MembershipOptions): Membership {
       else publish(applyOutage(view))
       nextMs = (leaseMs / 3) * (0.5 + random() / 2)
     }
-    const hasNews = isRegistered && !isStatusTold && view.isReachable
-    schedule(lastBeatMs + (hasNews ? Math.min(nextMs, beatGapMs(view.nodes.size)) : nextMs))
+    return nextMs
   }
 
   async function register(): Promise<void> {
@@ -134,9 +147,7 @@ export function createMembership(options: MembershipOptions): Membership {
       await registerFirst()
       if (isStopped) return
       stopHints = store.onHint(hurry)
-      underWay = beat()
-      await underWay
-      underWay = null
+      await beatAndSchedule()
     },
     view: () => view,
     onChange(listener) {

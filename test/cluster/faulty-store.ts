@@ -14,6 +14,8 @@ export class FaultyStore {
   readonly #listeners = new Map<() => void, string>()
   /** Hints are never relied on: without them everything must work too, only later. */
   hasHints = true
+  /** What an answer of the store waits for on its way. */
+  delay: (() => Promise<void>) | null = null
 
   constructor(nowMs: () => number) {
     this.#nowMs = nowMs
@@ -49,7 +51,8 @@ export class FaultyStore {
           if (this.isAway || this.cutOff.has(process)) {
             return Promise.reject(new MoeshError('STORE_UNREACHABLE', 'the store does not answer'))
           }
-          return (this.#store[name] as (...all: unknown[]) => unknown)(...args)
+          const answer = (this.#store[name] as (...all: unknown[]) => unknown)(...args)
+          return this.delay === null ? answer : this.delay().then(() => answer)
         }
       },
     })

@@ -6,6 +6,8 @@ import { FakeClock } from './fake-clock.ts'
 import { FaultyStore } from './faulty-store.ts'
 
 const leaseMs = 3000
+/** Between two beats of a member of a small cluster. */
+const beatGapMs = 250
 
 class World {
   readonly clock = new FakeClock()
@@ -74,6 +76,39 @@ describe('membership', () => {
     b.update({ ...nodeEntry('b').status, held: { 0: 'AQ==' } })
     await world.clock.advance(leaseMs / 3)
     expect(a.view().nodes.get('b')?.status.held).toEqual({ 0: 'AQ==' })
+  })
+
+  test('what changes while a beat is under way is heard with the next one, which does not wait for its turn', async () => {
+    const world = new World()
+    const a = await world.joined('a')
+    world.store.delay = () => new Promise((resolve) => void world.clock.after(20, resolve))
+    await world.clock.advance(2 * (leaseMs / 3) + 10)
+    expect(world.store.calls.at(-1), 'its answer is on its way').toMatchObject({
+      name: 'beat',
+      atMs: 2 * (leaseMs / 3),
+    })
+    world.store.delay = null
+    await world.store.seenBy('the operator').setDrained('b', 'operator')
+    await world.clock.advance(10)
+    expect([...a.view().drained.keys()], 'it was given before').toEqual([])
+    await world.clock.advance(beatGapMs)
+    expect([...a.view().drained.keys()]).toEqual(['b'])
+  })
+
+  // How many steps of promises a node takes to answer what it heard: some of these fall on the very end of the beat.
+  test.each([0, 1, 2, 3])('a status that a beat caused, %i steps later, is told with the next one', async (steps) => {
+    const world = new World()
+    const a = await world.joined('a')
+    const b = await world.joined('b')
+    await world.clock.advance(leaseMs)
+    b.onChange(async () => {
+      for (let step = 0; step < steps; step++) await Promise.resolve()
+      b.update({ ...nodeEntry('b').status, reason: 'heard' })
+    })
+    await world.store.seenBy('the operator').setDrained('b', 'operator')
+    // Both hear, b tells, a hears: three beats.
+    await world.clock.advance(3 * beatGapMs)
+    expect(a.view().nodes.get('b')?.status.reason).toBe('heard')
   })
 
   test('a long outage costs nobody its membership', async () => {
