@@ -28,6 +28,11 @@ export type Watched<T> = { result: T; othersCores: number | null }
 /** Runs `work` in a quiet moment, if one comes. `othersCores` is null where the system does not tell. */
 export async function watch<T>(work: () => Promise<T>): Promise<Watched<T>> {
   await quietMoment()
+  return watchNow(work)
+}
+
+/** The same at once, quiet or not. */
+export async function watchNow<T>(work: () => Promise<T>): Promise<Watched<T>> {
   const before = readCpuTimes()
   const startMs = performance.now()
   const result = await work()

@@ -2,7 +2,7 @@ import type { LineChart, Series } from '../../services/cli/plot.ts'
 import type { SweepName } from './options.ts'
 import type { Point } from './sweeps.ts'
 
-/** Three charts a sweep: throughput, latency of a dispatch, and what explains them. */
+/** Charts of a sweep: throughput, latency of a dispatch, and what explains them. */
 
 type Take = (point: Point) => number
 
@@ -75,6 +75,7 @@ function skewCharts(points: readonly Point[]): LineChart[] {
   return [
     { title: `tokens/s: ${most} sequences, by placement`, xLabel, series: both(tokensPerSecond) },
     { title: 'one dispatch, ms, p50', xLabel, series: both(({ dispatchMs }) => dispatchMs.p50) },
+    { title: "slowest node's computing, ms, p50", xLabel, series: both(({ computeMsP50 }) => computeMsP50) },
     { title: "busiest node's rows / mean", xLabel, series: both(({ busiestNode }) => busiestNode) },
   ]
 }

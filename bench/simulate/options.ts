@@ -15,6 +15,8 @@ export type SimulateOptions = {
   roundTripsMs: readonly number[]
   jitterMs: number
   skews: readonly number[]
+  /** Of the sweep over skew: many, since few rows find few of a popular expert's. */
+  skewSequences: readonly number[]
   sequences: readonly number[]
   minReplicas: number
   processes: number
@@ -39,6 +41,7 @@ export const usage = `Usage: npm run bench:simulate -- [flags]
   --round-trips LIST   added round trip, ms (default: 0,1,2,5,10,20)
   --jitter MS          at most so much more each way, in the row with jitter of that sweep (default: 2)
   --skews LIST         Zipf exponents of the experts' popularity (default: 0,0.5,1,1.5)
+  --skew-sequences L   decoding at once in that sweep (default: 64,256)
   --sequences LIST     decoding at once: rows of a step (default: 1,16,64)
   --min-replicas N     live copies of every expert (default: 1)
   --processes N        that the nodes are divided over (default: 2)
@@ -67,6 +70,7 @@ export function readOptions(args: readonly string[]): SimulateCommand {
       'round-trips': text('0,1,2,5,10,20'),
       jitter: text('2'),
       skews: text('0,0.5,1,1.5'),
+      'skew-sequences': text('64,256'),
       sequences: text('1,16,64'),
       'min-replicas': text('1'),
       processes: text('2'),
@@ -97,6 +101,7 @@ export function readOptions(args: readonly string[]): SimulateCommand {
     roundTripsMs: numbers('round-trips', values['round-trips'], { from: 0, to: 1000, whole: true }),
     jitterMs: readNumber('jitter', values.jitter, { from: 0, to: 1000 }),
     skews: numbers('skews', values.skews, { from: 0, to: 10 }),
+    skewSequences: numbers('skew-sequences', values['skew-sequences'], { from: 1, to: 1024, whole: true }),
     sequences: numbers('sequences', values.sequences, { from: 1, to: 1024, whole: true }),
     minReplicas: readNumber('min-replicas', values['min-replicas'], { from: 1, to: 64, whole: true }),
     processes: readNumber('processes', values.processes, { from: 1, to: 64, whole: true }),

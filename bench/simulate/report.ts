@@ -33,6 +33,7 @@ const columns: Column[] = [
     name: 'cores (coordinator / nodes)',
     of: ({ cpu }) => `${number(cpu.coordinatorCores)} / ${number(cpu.nodesCores)}`,
   },
+  { name: "others' cores", of: ({ othersCores }) => number(othersCores) },
   { name: 'alarms late, ms (p50 / p99)', of: ({ lateMs }) => `${number(lateMs.p50)} / ${number(lateMs.p99)}` },
   { name: 'sent again', of: ({ retriedRows, pairs }) => `${number((100 * retriedRows) / pairs)} %` },
 ]
