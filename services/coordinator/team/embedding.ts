@@ -5,10 +5,9 @@ import { type Dtype, dtypeBytes } from '../../model/format.ts'
 /** Where the embedding matrix [vocabulary, hidden] lies. */
 export type EmbeddingSource = { path: string; offset: number; dtype: Dtype }
 
-/**
- * Rows of the embedding, read from the pack's file when they are needed: the page cache keeps the warm ones, and a
- * large vocabulary takes no memory of ours.
- */
+const warmChunkBytes = 4 << 20
+
+/** Rows of the embedding, read from the pack's file when they are needed: a large vocabulary takes no memory of ours. */
 export class Embedding {
   readonly #fd: number
   readonly #source: EmbeddingSource
@@ -26,6 +25,19 @@ export class Embedding {
     this.#words = new Uint16Array(this.#bytes.buffer)
     this.#floats = new Float32Array(hidden)
     this.#bits = new Uint32Array(this.#floats.buffer)
+  }
+
+  /** Reads all of it once, into the page cache: a row that comes from the disk makes a whole step wait for 0.3 ms. */
+  warm(vocabulary: number): void {
+    const { dtype, offset } = this.#source
+    const end = offset + vocabulary * this.#hidden * dtypeBytes[dtype]
+    const chunk = new Uint8Array(warmChunkBytes)
+    for (let at = offset; at < end; ) {
+      const count = readSync(this.#fd, chunk, 0, Math.min(chunk.byteLength, end - at), at)
+      // A file that ends early is reported with the row that is missing.
+      if (count === 0) return
+      at += count
+    }
   }
 
   /** Writes the row of `token` as f32 to out[at …]. */

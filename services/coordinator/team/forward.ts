@@ -47,6 +47,7 @@ export class Forward {
     )
     this.#attention = new Attention(setup.session, this.cache)
     this.#embedding = new Embedding(setup.embedding, spec.hidden)
+    if (setup.thread === 0) this.#embedding.warm(spec.vocabulary)
     this.#layers = spec.layers.map((layer, index) =>
       buildLayer(setup, this.#attention, layer, index, heads[index] ?? { from: 0, to: 0 }),
     )
