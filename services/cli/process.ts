@@ -1,11 +1,14 @@
 import { rename, writeFile } from 'node:fs/promises'
 import { MoeshError } from '../config/errors.ts'
+import type { FlagName } from '../config/flags.ts'
 import type { RunningProcess } from '../config/process.ts'
 import { startHealthPort } from '../telemetry/health.ts'
 import type { Logger } from '../telemetry/log.ts'
+import { startMetricsPort } from '../telemetry/metrics-port.ts'
 
 export type ProcessOptions = {
   health: string | undefined
+  metricsListen: string | undefined
   readyFile: string | undefined
   /** Seconds. */
   drainTimeout: number
@@ -31,8 +34,11 @@ export async function runProcess(
   let running: RunningProcess | null = null
   let isDraining = false
   const isServing = () => running !== null && !isDraining && running.isServing()
-  const health = options.health === undefined ? null : await openHealth(options.health, isServing)
+  const health = await openPort('health', options.health, (listen) => startHealthPort(listen, isServing))
   if (health !== null) log.info({ health: health.address }, `answers health checks on ${health.address}`)
+  const readMetrics = () => running?.metrics ?? null
+  const metrics = await openPort('metrics-listen', options.metricsListen, (it) => startMetricsPort(it, readMetrics))
+  if (metrics !== null) log.info({ metrics: metrics.address }, `tells its metrics on ${metrics.address}`)
 
   const started = await Promise.race([start(), stopped])
   // Nothing is served yet that could be drained; what was half done goes on at the next start.
@@ -48,6 +54,7 @@ export async function runProcess(
   log.info({ signal }, 'draining; the same signal again exits at once')
   await started.drain(AbortSignal.timeout(options.drainTimeout * 1000))
   health?.close()
+  metrics?.close()
   log.info('drained')
   return 0
 }
@@ -71,12 +78,19 @@ function firstSignal(): Promise<NodeJS.Signals> {
   })
 }
 
-async function openHealth(listen: string, isServing: () => boolean) {
+type Port = { address: string; close(): void }
+
+async function openPort(
+  flag: FlagName,
+  listen: string | undefined,
+  open: (listen: string) => Promise<Port>,
+): Promise<Port | null> {
+  if (listen === undefined) return null
   try {
-    return await startHealthPort(listen, isServing)
+    return await open(listen)
   } catch (cause) {
     const reason = cause instanceof Error ? cause.message : String(cause)
-    throw new MoeshError('ADDRESS_UNAVAILABLE', `--health: cannot listen on ${listen}: ${reason}`, 'is it in use?', {
+    throw new MoeshError('ADDRESS_UNAVAILABLE', `--${flag}: cannot listen on ${listen}: ${reason}`, 'is it in use?', {
       cause,
     })
   }

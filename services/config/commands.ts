@@ -15,7 +15,7 @@ const logging = ['log-level', 'log-format'] as const
 const tls = ['tls-cert', 'tls-key', 'tls-ca', 'insecure'] as const
 const clientTls = ['tls-cert', 'tls-key', 'tls-ca'] as const
 const process = ['drain-timeout', 'ready-file', ...logging, ...tls] as const
-const node = ['grpc', 'advertise', 'health', 'store', 'cluster', 'id', 'zone'] as const
+const node = ['grpc', 'advertise', 'health', 'metrics-listen', 'store', 'cluster', 'id', 'zone'] as const
 const engine = ['threads', 'max-batch-tokens', 'max-sequences', 'context', 'kv-memory'] as const
 
 const nodeDefaults = {
@@ -30,6 +30,7 @@ const nodeDefaults = {
 const described = {
   advertise: 'the listening address',
   health: 'none',
+  'metrics-listen': 'none',
   id: 'host name and a random suffix',
   zone: 'none',
   ranks: 'cores',

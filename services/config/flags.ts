@@ -45,6 +45,10 @@ export const flags = {
     address(0),
     'a second port that answers health checks alone, in the clear (for probes that know no TLS)',
   ),
+  'metrics-listen': flag(
+    address(0),
+    'a port that answers GET /metrics for Prometheus and nothing else, in the clear: it tells of load and nodes',
+  ),
   store: flag(storeUrl, 'where the cluster keeps its facts: memory: (only serve), redis://… or rediss://…'),
   cluster: flag(name, 'several clusters may share one Redis'),
   id: flag(name, "the node's id, unique in the cluster"),

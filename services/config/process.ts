@@ -11,6 +11,8 @@ export type RunningProcess = {
   grpc: string
   /** Rejects where it never can; settles or not when it is drained before. */
   ready: Promise<void>
+  /** What it tells Prometheus. */
+  metrics: MetricsText
   /** Whether it can serve now: what health answers. */
   isServing(): boolean
   /** Never settles while all is well; then with what makes going on senseless. */
@@ -22,8 +24,19 @@ export type RunningProcess = {
   drain(deadline: AbortSignal): Promise<void>
 }
 
+export type MetricsText = { readonly contentType: string; text(): Promise<string> }
+
 /** What the command keeps to itself: where the model comes from, how the process ends, what is logged. */
-type OfTheCommand = 'model' | 'format' | 'cache' | 'health' | 'readyFile' | 'drainTimeout' | 'logLevel' | 'logFormat'
+type OfTheCommand =
+  | 'model'
+  | 'format'
+  | 'cache'
+  | 'health'
+  | 'metricsListen'
+  | 'readyFile'
+  | 'drainTimeout'
+  | 'logLevel'
+  | 'logFormat'
 type Settings<C extends 'serve' | 'coordinator' | 'expert'> = Omit<OptionsOf<C>, OfTheCommand> & {
   /** Directory for what is kept between starts; it may not exist yet. */
   cache: string

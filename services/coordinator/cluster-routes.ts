@@ -60,3 +60,14 @@ export function coverage(routes: RouteTable, minReplicas: number): { uncovered: 
   }
   return { uncovered, underReplicated }
 }
+
+/** Live copies that experts lack of `minReplicas`, in all. */
+export function copiesMissing(routes: RouteTable, minReplicas: number): number {
+  let missing = 0
+  for (const { experts, starts } of routes.layers.values()) {
+    for (let expert = 0; expert < experts; expert++) {
+      missing += Math.max(0, minReplicas - ((starts[expert + 1] ?? 0) - (starts[expert] ?? 0)))
+    }
+  }
+  return missing
+}

@@ -1,3 +1,5 @@
+import type { Profile } from './profile.ts'
+
 /** What the Cluster API shows and does: the leader's view, or in the embedded form this process alone. */
 export type NodeStateName = 'JOINING' | 'READY' | 'LATE' | 'DRAINING' | 'DRAINED' | 'SUSPENDED' | 'LOST'
 
@@ -84,4 +86,6 @@ export interface ClusterView {
   rebalance(options: { dryRun: boolean }): Promise<RebalanceReport>
   /** Ends a request that runs on another coordinator; false where none knows it. */
   cancelElsewhere(requestId: string): Promise<boolean>
+  /** Of this coordinator's own steps. */
+  getProfile(): Profile
 }

@@ -6,13 +6,13 @@ import { systemClock } from '../cluster/clock.ts'
 import { Controller } from '../cluster/controller.ts'
 import { LoadMeter } from '../cluster/load.ts'
 import { createMembership } from '../cluster/membership.ts'
-import { noGauges, protocolVersion } from '../cluster/node.ts'
+import { noGauges } from '../cluster/node.ts'
 import { openRedisStore } from '../cluster/redis-store.ts'
 import { MoeshError } from '../config/errors.ts'
 import { advertisedAddress, openProcessSecurity, randomId } from '../config/identity.ts'
 import { journalKeepMs } from '../config/limits.ts'
 import type { CoordinatorSettings, RunningProcess } from '../config/process.ts'
-import { version } from '../config/version.ts'
+import { protocolVersion, version } from '../config/version.ts'
 import { systemClock as dispatchClock } from '../dispatch/clock.ts'
 import { createDispatcher } from '../dispatch/dispatcher.ts'
 import { rowEncoding } from '../dispatch/rows.ts'
@@ -26,9 +26,11 @@ import { expertNumerics } from '../runtime/canary.ts'
 import { saturatesInt8 } from '../runtime/probe.ts'
 import { createStage, removeStage } from '../runtime/stage.ts'
 import type { Logger } from '../telemetry/log.ts'
+import { addProcessMetrics, Metrics } from '../telemetry/metrics.ts'
 import { loadTokenizer } from '../tokenizer/tokenizer.ts'
 import { startApi } from './api/server.ts'
-import { clusterRoutes, coverage } from './cluster-routes.ts'
+import { clusterRoutes, copiesMissing, coverage } from './cluster-routes.ts'
+import { addDispatchMetrics, addPlacementMetrics, addRequestMetrics, addStepMetrics } from './coordinator-metrics.ts'
 import { ExpertLinks } from './expert-links.ts'
 import { FallbackExperts, fallbackNodeId } from './fallback-experts.ts'
 import { createStoreJournal } from './journal.ts'
@@ -36,9 +38,10 @@ import { openKubernetes } from './kubernetes.ts'
 import { LateLog } from './late-log.ts'
 import { clusterCalls } from './leader-calls.ts'
 import { fingerprint, startModelEngine } from './model-engine.ts'
+import { readProfile } from './profile.ts'
 import { SelfCheck } from './self-check.ts'
 import { SilentNodes } from './silent-nodes.ts'
-import { storeView } from './store-view.ts'
+import { nodeStates, storeView } from './store-view.ts'
 
 const loadEveryMs = 1000
 /** How often an idle coordinator compares what its parts believe. */
@@ -100,6 +103,7 @@ export async function startCoordinator(settings: CoordinatorSettings, log: Logge
   opened.defer(() => links.close())
   const fallback = new FallbackExperts({ pack, stageDir, onChange: () => reroute(), report })
   opened.defer(() => fallback.close())
+  let suspensions = 0
   const lateLog = new LateLog(dispatchClock, log)
   opened.defer(() => lateLog.close())
   const dispatcher = createDispatcher({
@@ -128,6 +132,7 @@ export async function startCoordinator(settings: CoordinatorSettings, log: Logge
       // Where no two agree nobody knows who is wrong; taking all out would only stop the model.
       const [suspect] = suspects
       if (suspects.length === 1 && suspect !== undefined && suspect !== 'coordinator') {
+        suspensions += 1
         store.setSuspended(suspect, `an audit found wrong ${text}`.slice(0, 1000)).catch(report)
       }
     },
@@ -180,6 +185,7 @@ export async function startCoordinator(settings: CoordinatorSettings, log: Logge
         return kubernetes?.explain(status) ?? status
       },
       watchEvents: (last, listener) => view.watchEvents(last, listener),
+      getProfile: () => readProfile(id, spec, model, null),
       ...calls,
     },
     journal,
@@ -235,7 +241,7 @@ export async function startCoordinator(settings: CoordinatorSettings, log: Logge
     report,
   })
   const numerics = (): string | undefined => controller.active()?.numerics
-  const view = storeView({
+  const viewed = {
     cluster: settings.cluster,
     manifest: pack.manifest,
     digest: pack.digest,
@@ -244,8 +250,8 @@ export async function startCoordinator(settings: CoordinatorSettings, log: Logge
     membership,
     dispatcher,
     active: () => controller.active(),
-    leaderCalls: calls,
-  })
+  }
+  const view = storeView({ ...viewed, leaderCalls: calls })
 
   const { promise: ready, resolve: becomeReady } = Promise.withResolvers<void>()
   const routesNow = () =>
@@ -325,10 +331,26 @@ export async function startCoordinator(settings: CoordinatorSettings, log: Logge
   }, selfCheckEveryMs)
   opened.defer(() => clearInterval(checkTimer))
 
+  const metrics = new Metrics()
+  addProcessMetrics(metrics, { version, role: 'coordinator', id, model: pack.manifest.name })
+  addRequestMetrics(metrics, model)
+  addStepMetrics(metrics, model)
+  addDispatchMetrics(metrics, dispatcher)
+  addPlacementMetrics(metrics, () => ({
+    epoch: controller.active()?.epoch ?? 0,
+    leads: membership.view().leader?.id === id,
+    storeReachable: store.health().reachable,
+    nodes: nodeStates(viewed),
+    uncovered: coverage(dispatcher.routes(), 1).uncovered,
+    copiesMissing: copiesMissing(dispatcher.routes(), settings.minReplicas),
+    suspensions,
+  }))
+
   const running = opened.move()
   return {
     id,
     role: 'coordinator',
+    metrics,
     grpc: api.address,
     ready,
     isServing: () => isServing,

@@ -8,6 +8,7 @@ import { moeLayers } from '../model/spec.ts'
 import type { PackReader } from '../pack/reader.ts'
 import type { ClusterView, ExpertLoadStatus, NodeStatus } from './cluster-view.ts'
 import type { ModelEngine } from './model-engine.ts'
+import { readProfile } from './profile.ts'
 
 export type EmbeddedParts = {
   id: string
@@ -110,5 +111,6 @@ export function embeddedView(parts: EmbeddedParts): ClusterView {
     undrain: async () => Promise.reject(only('undrain')),
     rebalance: async () => ({ moves: [], balancednessBefore: 1, balancednessAfter: 1, bytes: 0, epoch: 0 }),
     cancelElsewhere: async () => false,
+    getProfile: () => readProfile(id, pack.manifest.spec, model, host),
   }
 }

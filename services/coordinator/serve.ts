@@ -3,12 +3,15 @@ import { join } from 'node:path'
 import { openProcessSecurity, randomId } from '../config/identity.ts'
 import { journalKeepMs, journalRequestsMax } from '../config/limits.ts'
 import type { RunningProcess, ServeSettings } from '../config/process.ts'
+import { version } from '../config/version.ts'
 import { systemClock } from '../dispatch/clock.ts'
 import { createDispatcher } from '../dispatch/dispatcher.ts'
 import { localTransport } from '../dispatch/local-transport.ts'
 import { routeTable } from '../dispatch/route.ts'
 import { rowEncoding } from '../dispatch/rows.ts'
 import type { ExpertTransport } from '../dispatch/transport.ts'
+import { addExpertMetrics } from '../expert/expert-metrics.ts'
+import { LoadGauge } from '../expert/load-gauge.ts'
 import { createLocalHost } from '../expert/local-host.ts'
 import { moeLayers } from '../model/spec.ts'
 import { openPack } from '../pack/reader.ts'
@@ -16,8 +19,10 @@ import { expertNumerics } from '../runtime/canary.ts'
 import { saturatesInt8 } from '../runtime/probe.ts'
 import { createStage, removeStage } from '../runtime/stage.ts'
 import type { Logger } from '../telemetry/log.ts'
+import { addProcessMetrics, Metrics } from '../telemetry/metrics.ts'
 import { loadTokenizer } from '../tokenizer/tokenizer.ts'
 import { startApi } from './api/server.ts'
+import { addDispatchMetrics, addPlacementMetrics, addRequestMetrics, addStepMetrics } from './coordinator-metrics.ts'
 import { embeddedView } from './embedded-view.ts'
 import { createMemoryJournal } from './journal.ts'
 import { fingerprint, startModelEngine } from './model-engine.ts'
@@ -78,10 +83,39 @@ export async function serve(settings: ServeSettings, log: Logger): Promise<Runni
     report: (error, method) => log.error({ error, method }, 'a request failed'),
   })
   api.setServing(true)
+  const metrics = new Metrics()
+  addProcessMetrics(metrics, { version, role: 'serve', id, model: pack.manifest.name })
+  addRequestMetrics(metrics, model)
+  addStepMetrics(metrics, model)
+  addDispatchMetrics(metrics, dispatcher)
+  addPlacementMetrics(metrics, () => ({
+    epoch: 1,
+    leads: true,
+    storeReachable: true,
+    nodes: [
+      { role: 'COORDINATOR', state: 'READY' },
+      { role: 'EXPERT', state: 'READY' },
+    ],
+    uncovered: 0,
+    copiesMissing: 0,
+    suspensions: 0,
+  }))
+  // Calls are made from this process's own queue: they wait for nothing else here.
+  const work = () => ({ ...dispatcher.nodeStats(nodeId), waitedMs: 0 })
+  const load = new LoadGauge(ranks, nowMs())
+  addExpertMetrics(metrics, {
+    host,
+    work,
+    load: () => load.read(nowMs(), { ...work(), computedMs: host.computedMs() }),
+    memoryBytes: settings.memory ?? 0,
+    cacheBytes: null,
+  })
+
   const running = opened.move()
   return {
     id,
     role: 'coordinator',
+    metrics,
     grpc: api.address,
     ready: Promise.resolve(),
     isServing: () => true,

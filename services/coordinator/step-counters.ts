@@ -84,11 +84,13 @@ export class StepCounters {
   /** A layer's outputs are there; its experts computed for `expertMs`. */
   dispatched(rows: number, expertMs: number): void {
     const waitedMs = this.#sinceLap()
+    // Another machine's clock may run a little faster.
+    const computedMs = Math.min(expertMs, waitedMs)
     this.#step.dispatchMs += waitedMs
-    this.#step.expertMs += expertMs
+    this.#step.expertMs += computedMs
     this.#step.dispatches += 1
     if (rows !== 1) return
-    this.#overheadMs = Math.max(0, waitedMs - expertMs)
+    this.#overheadMs = waitedMs - computedMs
     this.#combineBefore = this.#combineMs()
   }
 

@@ -29,7 +29,7 @@ const eventsEveryMs = 500
 const eventsAtOnce = 256
 
 /** The cluster as the store and this coordinator's own dispatches show it. */
-export function storeView(options: StoreViewOptions): ClusterView {
+export function storeView(options: StoreViewOptions): Omit<ClusterView, 'getProfile'> {
   const { store } = options
   return {
     getStatus: ({ expertLoad }) => clusterStatus(options, expertLoad),
@@ -56,6 +56,16 @@ export function storeView(options: StoreViewOptions): ClusterView {
     },
     ...options.leaderCalls,
   }
+}
+
+/** Of all nodes that are known or were lost lately, without asking the store. */
+export function nodeStates(options: Omit<StoreViewOptions, 'leaderCalls'>): Pick<NodeStatus, 'role' | 'state'>[] {
+  const { nodes, lost } = options.membership.view()
+  const roleOf = ({ record }: NodeEntry) => (record.role === 'coordinator' ? 'COORDINATOR' : 'EXPERT')
+  return [
+    ...[...nodes.values()].map((entry) => ({ role: roleOf(entry), state: nodeState(options, entry).state }) as const),
+    ...[...lost.values()].map(({ entry }) => ({ role: roleOf(entry), state: 'LOST' }) as const),
+  ]
 }
 
 async function clusterStatus(options: StoreViewOptions, expertLoad: boolean): Promise<ClusterStatus> {
@@ -119,7 +129,7 @@ function nodeStatus(
 }
 
 function nodeState(
-  { membership, dispatcher, manifest, digest, active }: StoreViewOptions,
+  { membership, dispatcher, manifest, digest, active }: Omit<StoreViewOptions, 'leaderCalls'>,
   { record, status }: NodeEntry,
 ): { state: NodeStateName; reason: string } {
   const view = membership.view()

@@ -7,14 +7,14 @@ import { HealthImplementation } from 'grpc-health-check'
 import { systemClock } from '../cluster/clock.ts'
 import { countHeld } from '../cluster/held.ts'
 import { createMembership } from '../cluster/membership.ts'
-import { noGauges, protocolVersion } from '../cluster/node.ts'
+import { noGauges } from '../cluster/node.ts'
 import { openRedisStore } from '../cluster/redis-store.ts'
 import type { Store } from '../cluster/store.ts'
 import { asMoeshError, MoeshError } from '../config/errors.ts'
 import { advertisedAddress, openProcessSecurity, randomId } from '../config/identity.ts'
 import type { ExpertSettings, RunningProcess } from '../config/process.ts'
 import { roleInterceptor, type Security } from '../config/tls.ts'
-import { version } from '../config/version.ts'
+import { protocolVersion, version } from '../config/version.ts'
 import { systemClock as dispatchClock } from '../dispatch/clock.ts'
 import { RateLimit } from '../dispatch/rate-limit.ts'
 import { addShardService } from '../dispatch/shard-service.ts'
@@ -26,8 +26,10 @@ import { expertNumerics } from '../runtime/canary.ts'
 import { saturatesInt8 } from '../runtime/probe.ts'
 import { createStage, removeStage } from '../runtime/stage.ts'
 import type { Logger } from '../telemetry/log.ts'
+import { addProcessMetrics, Metrics } from '../telemetry/metrics.ts'
 import { Assigned } from './assigned.ts'
-import { LoadGauge } from './load-gauge.ts'
+import { addExpertMetrics } from './expert-metrics.ts'
+import { LoadGauge, type NodeLoad } from './load-gauge.ts'
 import { createLocalHost } from './local-host.ts'
 import { Peers } from './peers.ts'
 import { addExpertService, expertServerOptions } from './server.ts'
@@ -121,7 +123,8 @@ export async function startExpertNode(settings: ExpertSettings, log: Logger): Pr
   const grpc = await listen(server, settings.grpc, security)
   opened.defer(() => server.forceShutdown())
 
-  const load = new LoadGauge(ranks, performance.now())
+  const gauge = new LoadGauge(ranks, performance.now())
+  let load: NodeLoad = { rowsPerSecond: 0, busy: 0, queueMs: 0 }
   const membership = createMembership({
     store,
     self: {
@@ -143,7 +146,8 @@ export async function startExpertNode(settings: ExpertSettings, log: Logger): Pr
     random: Math.random,
     gauges: () => {
       const totals = { ...service.stats(), computedMs: host.computedMs() }
-      return { ...noGauges, ...load.read(performance.now(), totals) }
+      load = gauge.read(performance.now(), totals)
+      return { ...noGauges, ...load }
     },
   })
   const assigned = new Assigned({ nodeId: id, host, store, membership, sources, clock: systemClock, log })
@@ -157,10 +161,20 @@ export async function startExpertNode(settings: ExpertSettings, log: Logger): Pr
   const isServing = () => assigned.isSettled() && !isDraining
   const timer = setInterval(() => health.setStatus('', isServing() ? 'SERVING' : 'NOT_SERVING'), lookEveryMs)
   opened.defer(() => clearInterval(timer))
+  const metrics = new Metrics()
+  addProcessMetrics(metrics, { version, role: 'expert', id, model: manifest.name })
+  addExpertMetrics(metrics, {
+    host,
+    work: () => service.stats(),
+    load: () => load,
+    memoryBytes,
+    cacheBytes: () => cache.usedBytes(),
+  })
   const running = opened.move()
   return {
     id,
     role: 'expert',
+    metrics,
     grpc,
     ready: assigned.ready,
     isServing,

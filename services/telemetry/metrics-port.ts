@@ -1,6 +1,6 @@
 import { createServer, type IncomingMessage, type ServerResponse } from 'node:http'
 import type { AddressInfo } from 'node:net'
-import type { Metrics } from './metrics.ts'
+import type { MetricsText } from '../config/process.ts'
 
 /** Scrapers are few and ask every some seconds; whoever else finds the port must not tie the process up. */
 const connectionsMax = 32
@@ -13,7 +13,7 @@ const headerBytesMax = 8 * 1024
  */
 export async function startMetricsPort(
   listen: string,
-  metrics: () => Metrics | null,
+  metrics: () => MetricsText | null,
 ): Promise<{ address: string; close(): void }> {
   const server = createServer(
     { requestTimeout: requestTimeoutMs, maxHeaderSize: headerBytesMax },
@@ -39,7 +39,7 @@ export async function startMetricsPort(
   }
 }
 
-async function answer(request: IncomingMessage, response: ServerResponse, metrics: Metrics | null): Promise<void> {
+async function answer(request: IncomingMessage, response: ServerResponse, metrics: MetricsText | null): Promise<void> {
   const refuse = (status: number, text: string, headers: Record<string, string> = {}) =>
     response.writeHead(status, { 'content-type': 'text/plain; charset=utf-8', ...headers }).end(`${text}\n`)
   if (request.url?.split('?')[0] !== '/metrics') return void refuse(404, 'there is only /metrics')

@@ -17,6 +17,7 @@ const start = async () => {
     id: 'n1', role: 'expert', grpc: '127.0.0.1:7',
     ready: isStuck ? new Promise(() => {}) : Promise.resolve(),
     isServing: () => true,
+    metrics: { contentType: 'text/plain', text: async () => 'moesh_x 1\\n' },
     failed: new Promise((resolve) => failsMs !== null && setTimeout(() => resolve(new Error('lost')), failsMs)),
     drain: (deadline) => new Promise((resolve) => {
       const timer = setTimeout(resolve, drainMs)

@@ -7,7 +7,12 @@ const root = join(import.meta.dirname, '..', '..')
 
 /** From the .proto texts, as any client of any language reads them; not from our descriptor set. */
 const protos = loadSync(
-  [join(root, 'proto/moesh/v1/inference.proto'), join(root, 'proto/moesh/v1/cluster.proto'), healthProto],
+  [
+    join(root, 'proto/moesh/v1/inference.proto'),
+    join(root, 'proto/moesh/v1/cluster.proto'),
+    join(root, 'proto/moesh/v1/profile.proto'),
+    healthProto,
+  ],
   { keepCase: true, longs: String, enums: String, defaults: true, oneofs: true },
 )
 

@@ -93,6 +93,29 @@ beforeEach(async () => {
       }
     },
     cancelElsewhere: async (id) => id === 'elsewhere',
+    getProfile: () => ({
+      coordinator: 'c1',
+      threads: 2,
+      layers: 4,
+      moeLayers: 3,
+      steps: [
+        {
+          kind: 'decode',
+          steps: 10,
+          sequences: 160,
+          rows: 160,
+          dispatches: 30,
+          wallMs: 500,
+          teamMs: 200,
+          headMs: 50,
+          dispatchMs: 240,
+          expertMs: 180,
+          phases: [{ name: 'qkv', ms: 30, runtimeMs: 28 }],
+        },
+      ],
+      oneRowOverhead: [{ fromMs: 0.25, toMs: 0.5, count: 3 }],
+      ranks: { computeMs: 300, runtimeMs: 270 },
+    }),
   }
   const listen = '127.0.0.1:0'
   const report = (error: Error) => {
@@ -160,6 +183,24 @@ test('Drain, Undrain and Rebalance reach the view; unknown and empty nodes are r
   await expect(client.call('moesh.v1.Cluster/Undrain', {})).rejects.toMatchObject({
     code: status.INVALID_ARGUMENT,
     details: expect.stringMatching(/^node: is empty/),
+  })
+})
+
+test('GetProfile tells the counters of the steps, in seconds', async () => {
+  expect(await client.call('moesh.v1.Profiling/GetProfile', {})).toMatchObject({
+    coordinator: 'c1',
+    moe_layers: 3,
+    steps: [
+      {
+        kind: 'decode',
+        sequences: '160',
+        seconds: 0.5,
+        expert_seconds: 0.18,
+        phases: [{ name: 'qkv', seconds: 0.03, runtime_seconds: 0.028 }],
+      },
+    ],
+    one_row_overhead: [{ from_seconds: 0.00025, to_seconds: 0.0005, count: '3' }],
+    ranks: { compute_seconds: 0.3, runtime_seconds: 0.27 },
   })
 })
 

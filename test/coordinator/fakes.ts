@@ -217,4 +217,13 @@ export const noCluster: ClusterView = {
   undrain: async () => {},
   rebalance: async () => ({ moves: [], balancednessBefore: 1, balancednessAfter: 1, bytes: 0, epoch: 0 }),
   cancelElsewhere: async () => false,
+  getProfile: () => ({
+    coordinator: 'c1',
+    threads: 2,
+    layers: 2,
+    moeLayers: 1,
+    steps: [],
+    oneRowOverhead: [],
+    ranks: null,
+  }),
 }

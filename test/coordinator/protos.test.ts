@@ -111,6 +111,7 @@ describe('server reflection', () => {
       'grpc.reflection.v1alpha.ServerReflection',
       'moesh.v1.Cluster',
       'moesh.v1.Inference',
+      'moesh.v1.Profiling',
     ])
     const set = readFileSync(join(root, 'proto/descriptors.binpb'))
     for (const symbol of [...names, 'moesh.v1.Event', 'moesh.v1.Node.Role', 'moesh.v1.Inference.Generate']) {

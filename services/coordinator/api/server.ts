@@ -16,11 +16,13 @@ import { ClusterService } from './cluster.ts'
 import type { ReportDefect } from './failure.ts'
 import { InferenceService } from './inference.ts'
 import type { ServedModels } from './models.ts'
+import { profilingHandlers } from './profile.ts'
 import { loadProtos, readDescriptorSet, serviceDefinition } from './protos.ts'
 import { reflectionHandlers } from './reflection.ts'
 
 const inference = 'moesh.v1.Inference'
 const cluster = 'moesh.v1.Cluster'
+const profiling = 'moesh.v1.Profiling'
 const reflectionServices = ['grpc.reflection.v1.ServerReflection', 'grpc.reflection.v1alpha.ServerReflection'] as const
 const everybody = ['client', 'coordinator', 'expert'] as const
 
@@ -28,6 +30,7 @@ const everybody = ['client', 'coordinator', 'expert'] as const
 const publicRoles: ServiceRoles = {
   [inference]: ['client', 'coordinator'],
   [cluster]: ['client', 'coordinator'],
+  [profiling]: ['client', 'coordinator'],
   'grpc.health.v1.Health': everybody,
   'grpc.reflection.v1.ServerReflection': everybody,
   'grpc.reflection.v1alpha.ServerReflection': everybody,
@@ -85,6 +88,7 @@ export async function startApi(options: ApiOptions): Promise<ApiServer> {
   const clusterService = new ClusterService(options.cluster, report)
   server.addService(serviceDefinition(protos, inference), inferenceService.handlers)
   server.addService(serviceDefinition(protos, cluster), clusterService.handlers)
+  server.addService(serviceDefinition(protos, profiling), profilingHandlers(options.cluster, report))
   for (const service of internal) service.addTo(server)
   const health = new HealthImplementation({ '': 'NOT_SERVING', liveness: 'SERVING' })
   health.addToServer(server)
