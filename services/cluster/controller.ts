@@ -5,8 +5,8 @@ import { decodeHeld } from './held.ts'
 import { createElection, type Election } from './leader.ts'
 import { mergeLoads } from './load.ts'
 import type { Membership } from './membership.ts'
-import { copiesOf, type Placement, type PlacementId, sameId, weightUnit } from './placement.ts'
-import { type Plan, type PlannerLayer, planPlacement } from './planner/plan.ts'
+import { copiesOf, type Placement, type PlacementId, sameId } from './placement.ts'
+import { balancednessOf, type Plan, type PlannerLayer, planPlacement } from './planner/plan.ts'
 import type { ClusterEvent, DrainedBy, Store } from './store.ts'
 import { lastCopies, missingCopies, targetLayers } from './target.ts'
 import type { ClusterView } from './view.ts'
@@ -54,11 +54,14 @@ export class Controller {
   #lastLoadPlanMs = Number.NEGATIVE_INFINITY
   #timer: { cancel(): void } | null = null
   #ticking: Promise<void> | null = null
+  /** What was begun last of all that reads and writes placements. */
+  #last: Promise<void> = Promise.resolve()
   #again = false
   #isRunning = false
   #unsubscribe: () => void = () => {}
   #knownUnmet = ''
   #knownExcluded = ''
+  #knownSuspended: ReadonlySet<string> = new Set()
   /** Nodes that shall go, but stay in the target with what nobody else has room for. */
   #keepers: ReadonlySet<string> = new Set()
   /** Of the target: copies that nodes do not report yet, and since when there are so many. */
@@ -114,12 +117,17 @@ export class Controller {
     this.#isRunning = false
     this.#unsubscribe()
     this.#timer?.cancel()
+    await this.#last
     await this.#ticking
     await this.#election.stop()
   }
 
   /** Plans from what is seen now; writes the plan as the target unless it is a dry run. Errors: NOT_LEADER. */
-  async rebalance(dryRun: boolean): Promise<RebalanceOutcome> {
+  rebalance(dryRun: boolean): Promise<RebalanceOutcome> {
+    return this.#alone(() => this.#rebalance(dryRun))
+  }
+
+  async #rebalance(dryRun: boolean): Promise<RebalanceOutcome> {
     const view = this.#options.membership.view()
     const plan = await this.#plan(view, 1)
     const balancednessBefore = await this.#presentBalancedness(view)
@@ -134,8 +142,18 @@ export class Controller {
     if (this.#isRunning) this.#timer = this.#options.clock.after(delayMs, () => void this.#tick())
   }
 
+  /** One after the other: two that write a target at once would give two placements the same epoch. */
+  #alone<T>(work: () => Promise<T>): Promise<T> {
+    const result = this.#last.then(work)
+    this.#last = result.then(
+      () => {},
+      () => {},
+    )
+    return result
+  }
+
   #tick(): Promise<void> {
-    this.#ticking ??= this.#act()
+    this.#ticking ??= this.#alone(() => this.#act())
       .catch((thrown: unknown) => {
         const { code } = asMoeshError(thrown)
         // Deposed meanwhile: the store refused it, and the election will say so.
@@ -227,7 +245,7 @@ export class Controller {
   }
 
   async #plan(view: ClusterView, movesMax: number | undefined): Promise<Plan> {
-    const { store, minReplicas } = this.#options
+    const { minReplicas } = this.#options
     const { nodes } = this.#eligible(view)
     const ids = new Set(nodes.map(({ id }) => id))
     const present = [...view.nodes].flatMap(([node, { status }]) =>
@@ -237,39 +255,26 @@ export class Controller {
           )
         : [],
     )
-    const loads = mergeLoads(await store.loads())
-    const layers = this.#options.layers.map(
-      ({ layer, experts, shardBytes }): PlannerLayer => ({
-        layer,
-        experts,
-        shardBytes,
-        loads: loads.get(layer) ?? new Float64Array(experts),
-      }),
-    )
+    const layers = await this.#plannerLayers()
     return planPlacement({ layers, nodes, present, minReplicas, ...(movesMax === undefined ? {} : { movesMax }) })
+  }
+
+  async #plannerLayers(): Promise<PlannerLayer[]> {
+    const loads = mergeLoads(await this.#options.store.loads())
+    return this.#options.layers.map(({ layer, experts, shardBytes }) => ({
+      layer,
+      experts,
+      shardBytes,
+      loads: loads.get(layer) ?? new Float64Array(experts),
+    }))
   }
 
   /** Of the active placement under the present load. */
   async #presentBalancedness(view: ClusterView): Promise<number> {
     if (this.#active === null) return 1
-    const loads = mergeLoads(await this.#options.store.loads())
-    const ranks = new Map(this.#eligible(view).nodes.map(({ id, ranks: count }) => [id, Math.max(1, count)]))
-    let sum = 0
-    let layers = 0
-    for (const { layer } of this.#options.layers) {
-      const rows = loads.get(layer)
-      const perNode = new Map([...ranks.keys()].map((id) => [id, 0]))
-      for (const copy of copiesOf(this.#active)) {
-        if (copy.layer !== layer || !perNode.has(copy.node)) continue
-        const share = ((rows?.[copy.expert] ?? 0) * copy.weight) / weightUnit / (ranks.get(copy.node) ?? 1)
-        perNode.set(copy.node, (perNode.get(copy.node) ?? 0) + share)
-      }
-      const busiest = Math.max(0, ...perNode.values())
-      if (busiest === 0) continue
-      sum += [...perNode.values()].reduce((total, load) => total + load, 0) / perNode.size / busiest
-      layers++
-    }
-    return layers === 0 ? 1 : sum / layers
+    const layers = await this.#plannerLayers()
+    const { nodes } = this.#eligible(view)
+    return balancednessOf([...copiesOf(this.#active)], layers, nodes)
   }
 
   async #writeTarget(plan: Plan, view: ClusterView, why: string): Promise<Placement> {
@@ -347,6 +352,8 @@ export class Controller {
   }
 
   #tellChanges(changes: Parameters<Parameters<Membership['onChange']>[0]>[0], view: ClusterView): void {
+    const suspended = [...view.suspended].filter(([id]) => !this.#knownSuspended.has(id))
+    this.#knownSuspended = new Set(view.suspended.keys())
     if (!this.isLeader()) return
     const texts = {
       joined: 'joined',
@@ -358,11 +365,10 @@ export class Controller {
     for (const change of changes) {
       if (change.kind === 'joined' || change.kind === 'replaced' || change.kind === 'left' || change.kind === 'lost') {
         events.push(this.#event(`node.${change.kind}`, change.id, `${change.id} ${texts[change.kind]}`))
-      } else if (change.kind === 'flags') {
-        for (const [id, reason] of view.suspended) {
-          events.push(this.#event('node.suspended', id, `${id} is suspended: ${reason}`))
-        }
       }
+    }
+    for (const [id, reason] of suspended) {
+      events.push(this.#event('node.suspended', id, `${id} is suspended: ${reason}`))
     }
     if (events.length > 0) this.#options.store.appendEvents(events).catch(() => {})
   }

@@ -15,7 +15,7 @@ export class FaultyStore {
   /** Hints are never relied on: without them everything must work too, only later. */
   hasHints = true
   /** What an answer of the store waits for on its way. */
-  delay: (() => Promise<void>) | null = null
+  delay: ((name: string, args: readonly unknown[]) => Promise<void>) | null = null
 
   constructor(nowMs: () => number) {
     this.#nowMs = nowMs
@@ -52,7 +52,7 @@ export class FaultyStore {
             return Promise.reject(new MoeshError('STORE_UNREACHABLE', 'the store does not answer'))
           }
           const answer = (this.#store[name] as (...all: unknown[]) => unknown)(...args)
-          return this.delay === null ? answer : this.delay().then(() => answer)
+          return this.delay === null ? answer : this.delay(name, args).then(() => answer)
         }
       },
     })

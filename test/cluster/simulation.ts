@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict'
 import { assignment } from '../../services/cluster/assignment.ts'
 import { Controller } from '../../services/cluster/controller.ts'
-import { decodeHeld, encodeHeld } from '../../services/cluster/held.ts'
+import { encodeHeld } from '../../services/cluster/held.ts'
 import { createMembership, type Membership } from '../../services/cluster/membership.ts'
 import type { NodeRecord, NodeStatus } from '../../services/cluster/node.ts'
 import type { Placement } from '../../services/cluster/placement.ts'
@@ -197,11 +197,4 @@ export class SimulatedCoordinator {
     await this.membership.start()
     await this.controller.start()
   }
-}
-
-export function heldOf(membership: Membership, node: string): number {
-  const status = membership.view().nodes.get(node)?.status
-  let count = 0
-  for (const experts of status ? decodeHeld(status.held).values() : []) count += experts.size
-  return count
 }
