@@ -91,14 +91,14 @@ export class RedisClient {
     })
   }
 
-  async subscribe(channel: string, listener: () => void): Promise<void> {
+  subscribe(channel: string, listener: () => void): void {
     this.#subscriber.on('message', listener)
-    // It comes with the connection, and again with each new one; hints may be missed anyway.
+    // With each new connection again, also where the first try failed; hints may be missed anyway.
     const subscribe = () => {
       this.#subscriber.subscribe(channel).catch(() => {})
     }
     if (this.#subscriber.status === 'ready') subscribe()
-    else this.#subscriber.once('ready', subscribe)
+    this.#subscriber.on('ready', subscribe)
   }
 
   health(): { reachable: boolean; roundTripMs: number } {

@@ -4,7 +4,7 @@ import { nodeGaugesSchema, nodeRecordSchema, nodeStatusSchema } from './node.ts'
 import { placementSchema } from './placement.ts'
 import { loadScript, RedisClient, type StoreTls } from './redis-client.ts'
 import { type BeatReply, clusterEventSchema, type Leader, publishedLoadSchema, type Store } from './store.ts'
-import { eventsMax, kvBlocksMax } from './store-limits.ts'
+import { eventsMax, flagsMax, kvBlocksMax } from './store-limits.ts'
 import { parseStoreUrl } from './store-url.ts'
 
 export type RedisStoreOptions = {
@@ -219,7 +219,8 @@ function redisStore(client: RedisClient, cluster: string): Store {
           : redis.xrange(key('events'), `(${cursor}`, '+', 'COUNT', max),
       )
       const kept = max === 0 ? [] : entries
-      const events = kept.map(([, [, body]]) => clusterEventSchema.parse(JSON.parse(body ?? '')))
+      // One that another version wrote must not hide those behind it.
+      const events = kept.flatMap(([, [, body]]) => clusterEventSchema.safeParse(parseJson(body)).data ?? [])
       // Of an empty list too there is an after: its events will have greater ids than this.
       return { events, cursor: entries.at(-1)?.[0] ?? cursor ?? '0-0' }
     },
@@ -246,9 +247,10 @@ function redisStore(client: RedisClient, cluster: string): Store {
   }
 
   async function setFlag(flag: string, id: string, value: string | null): Promise<void> {
-    const result = await client.script(scripts.setFlag, [flag, hints], [id, value === null ? 0 : 1, value ?? ''])
-    if (result !== 1)
+    const args = [id, value === null ? 0 : 1, value ?? '', flagsMax]
+    if ((await client.script(scripts.setFlag, [flag, hints], args)) !== 1) {
       throw new MoeshError('INVALID_ARGUMENT', 'too many nodes are drained or suspended', 'undrain some')
+    }
   }
 
   return store

@@ -251,14 +251,11 @@ class RowDispatcher implements RoutingDispatcher {
     return null
   }
 
-  #copies(layer: number, expert: number): string[] {
+  #copiesInTime(layer: number, expert: number): string[] {
     const routes = this.#routes.layers.get(layer)
     const copies = routes?.nodes.subarray(routes.starts[expert] ?? 0, routes.starts[expert + 1] ?? 0) ?? []
-    return Array.from(copies, (node) => this.#routes.nodeIds[node] ?? '')
-  }
-
-  #copiesInTime(layer: number, expert: number): string[] {
-    return this.#copies(layer, expert).filter((nodeId) => !this.#health.isLate(nodeId))
+    const nodeIds = Array.from(copies, (node) => this.#routes.nodeIds[node] ?? '')
+    return nodeIds.filter((nodeId) => !this.#health.isLate(nodeId))
   }
 
   #sample({ groups, routed, doneBy }: RunningDispatch): void {

@@ -16,7 +16,7 @@ export type HedgeOptions = {
 export const defaultHedgeOptions: HedgeOptions = { floorMs: 5, coldMs: 250 }
 
 /** A call is hedged when it is slower than nearly all of its like; the factor keeps a p99 outlier from doubling load. */
-export function hedgeAfterMs(layerLatencyMsP99: number, floorMs: number): number {
+function hedgeAfterMs(layerLatencyMsP99: number, floorMs: number): number {
   assert(Number.isFinite(layerLatencyMsP99))
   assert(layerLatencyMsP99 >= 0)
   return Math.max(floorMs, 3 * layerLatencyMsP99)

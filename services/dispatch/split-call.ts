@@ -1,3 +1,4 @@
+import assert from 'node:assert/strict'
 import type { ExpertCall } from './transport.ts'
 
 /** Cuts a call so that no part has more than `pairsMax` pairs; an expert's rows may come to lie in two parts. */
@@ -13,6 +14,7 @@ export function splitCall(call: ExpertCall, pairsMax: number): ExpertCall[] {
     const counts: number[] = []
     for (let left = to - from; left > 0; ) {
       const restOfExpert = (call.counts[expertIndex] ?? 0) - takenOfExpert
+      assert(restOfExpert > 0, 'the counts add up to the rows')
       const taken = Math.min(left, restOfExpert)
       experts.push(call.experts[expertIndex] ?? -1)
       counts.push(taken)

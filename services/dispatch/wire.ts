@@ -4,7 +4,7 @@ import { MoeshError } from '../config/errors.ts'
  * Protobuf's wire format, the part that the internal protocols use: fixed 32-bit numbers, floats and length-delimited
  * fields. Hand-written, because arrays and payloads must lie at aligned places and be read without a copy.
  */
-export const wireTypes = { varint: 0, fixed64: 1, bytes: 2, fixed32: 5 } as const
+const wireTypes = { varint: 0, fixed64: 1, bytes: 2, fixed32: 5 } as const
 
 /** Bytes of a tag, for the fields 1 … 15 that we use. */
 export const tagBytes = 1
@@ -61,7 +61,7 @@ export class WireWriter {
   }
 }
 
-export function varintBytes(value: number): number {
+function varintBytes(value: number): number {
   let bytes = 1
   for (let rest = value; rest > 0x7f; rest >>>= 7) bytes += 1
   return bytes
@@ -83,7 +83,6 @@ export class WireReader {
   #type = 0
   #start = 0
   #end = 0
-  #varint = 0
   field = 0
 
   constructor(buffer: Uint8Array) {
@@ -99,7 +98,7 @@ export class WireReader {
     if (this.field === 0) throw invalid('field number 0')
     switch (this.#type) {
       case wireTypes.varint:
-        this.#varint = this.#readVarint()
+        this.#readVarint()
         return true
       case wireTypes.fixed64:
         this.#take(8)
@@ -113,11 +112,6 @@ export class WireReader {
       default:
         throw invalid(`wire type ${this.#type} of field ${this.field}`)
     }
-  }
-
-  varint(): number {
-    this.#expect(wireTypes.varint)
-    return this.#varint
   }
 
   fixed32(): number {

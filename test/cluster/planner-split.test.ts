@@ -1,39 +1,30 @@
 import fc from 'fast-check'
 import { expect, test } from 'vitest'
 import { weightUnit } from '../../services/cluster/placement.ts'
-import { integerWeights, splitRows } from '../../services/cluster/planner/split.ts'
+import { integerWeights } from '../../services/cluster/planner/split.ts'
 
 test.each([
-  { count: 7, weights: [1], shares: [7] },
-  { count: 7, weights: [1, 1], shares: [4, 3] },
-  { count: 10, weights: [3, 1], shares: [8, 2] },
-  { count: 1, weights: [1, 3], shares: [0, 1] },
-  { count: 5, weights: [0, 0], shares: [3, 2] },
-  { count: 0, weights: [2, 1], shares: [0, 0] },
-  { count: 3, weights: [], shares: [] },
-])('$count rows by $weights are $shares', ({ count, weights, shares }) => {
-  expect(splitRows(count, weights)).toEqual(shares)
+  { rows: [7], weights: [65_536] },
+  { rows: [0.1, 0.1], weights: [32_768, 32_768] },
+  { rows: [3, 1], weights: [49_152, 16_384] },
+  { rows: [1, 1, 1], weights: [21_846, 21_845, 21_845] },
+  { rows: [0, 5], weights: [0, 65_536] },
+  { rows: [0, 0], weights: [32_768, 32_768] },
+  { rows: [], weights: [] },
+])('rows $rows weigh $weights', ({ rows, weights }) => {
+  expect(integerWeights(rows)).toEqual(weights)
 })
 
-test('every row goes somewhere, and no share is off by a whole row', () => {
-  fc.assert(
-    fc.property(fc.nat(4096), fc.array(fc.nat(weightUnit), { minLength: 1, maxLength: 8 }), (count, weights) => {
-      const shares = splitRows(count, weights)
-      const sum = weights.reduce((total, weight) => total + weight, 0)
-      expect(shares.reduce((total, share) => total + share, 0)).toBe(count)
-      for (const [i, share] of shares.entries()) {
-        const exact = sum === 0 ? count / weights.length : (count * (weights[i] ?? 0)) / sum
-        expect(Math.abs(share - exact)).toBeLessThan(1)
-      }
-    }),
-    { seed: 5 },
-  )
-})
-
-test('weights add up to the unit, whatever the rows', () => {
+test('weights add up to the unit, and none is off by a whole one', () => {
   fc.assert(
     fc.property(fc.array(fc.double({ min: 0, max: 1e9, noNaN: true }), { minLength: 1, maxLength: 16 }), (rows) => {
-      expect(integerWeights(rows).reduce((sum, weight) => sum + weight, 0)).toBe(weightUnit)
+      const weights = integerWeights(rows)
+      const sum = rows.reduce((total, part) => total + part, 0)
+      expect(weights.reduce((total, weight) => total + weight, 0)).toBe(weightUnit)
+      for (const [i, weight] of weights.entries()) {
+        const exact = sum === 0 ? weightUnit / rows.length : (weightUnit * (rows[i] ?? 0)) / sum
+        expect(Math.abs(weight - exact)).toBeLessThan(1)
+      }
     }),
     { seed: 5 },
   )
