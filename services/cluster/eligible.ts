@@ -1,4 +1,5 @@
-import { type NodeEntry, protocolVersion } from './node.ts'
+import { protocolVersion } from '../config/version.ts'
+import type { NodeEntry } from './node.ts'
 import type { PlannerNode } from './planner/plan.ts'
 import type { ClusterView } from './view.ts'
 

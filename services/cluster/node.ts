@@ -5,9 +5,6 @@ import { z } from 'zod'
  * come and go; gauges change all the time and matter only to people and to the number of nodes.
  */
 
-/** What peers must agree on to understand each other's frames. */
-export const protocolVersion = 1
-
 export const nodeRecordSchema = z.object({
   /** Unique in the cluster. */
   id: z.string().regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$/, 'letters, digits, ".", "_" and "-", at most 128'),

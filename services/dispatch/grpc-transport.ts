@@ -7,11 +7,12 @@ import {
   type ServiceError,
 } from '@grpc/grpc-js'
 import { type ErrorCode, errorCodes, MoeshError } from '../config/errors.ts'
+import { protocolVersion } from '../config/version.ts'
 import type { WeightFormat } from '../model/format.ts'
 import type { ModelSpec } from '../model/spec.ts'
 import { type Clock, systemClock, type Timer } from './clock.ts'
 import { decodeReply, encodeRequest, frameBytesMax, pairsPerFrame, type ReplyFrame, RowSelection } from './frame.ts'
-import { checkHello, encodeHello, type Hello, protocolVersion } from './hello.ts'
+import { checkHello, encodeHello, type Hello } from './hello.ts'
 import { type RowEncoding, rowBytes, rowEncoding } from './rows.ts'
 import { splitCall } from './split-call.ts'
 import type { ExpertCall, ExpertReply, ExpertTransport } from './transport.ts'

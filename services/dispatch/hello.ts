@@ -2,9 +2,6 @@ import assert from 'node:assert/strict'
 import { MoeshError } from '../config/errors.ts'
 import { fieldBytes, fixed32Bytes, WireReader, WireWriter } from './wire.ts'
 
-/** Peers with another number do not talk to each other. */
-export const protocolVersion = 1
-
 /** Who speaks and what both must agree on: the first message of a dispatch stream, each way. */
 export type Hello = {
   protocol: number

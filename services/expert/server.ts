@@ -6,6 +6,7 @@ import {
   type ServiceDefinition,
 } from '@grpc/grpc-js'
 import { asMoeshError, errorCodes, MoeshError } from '../config/errors.ts'
+import { protocolVersion } from '../config/version.ts'
 import {
   checkRequest,
   decodeRequest,
@@ -17,7 +18,7 @@ import {
   type RequestFrame,
 } from '../dispatch/frame.ts'
 import { dispatchPath } from '../dispatch/grpc-transport.ts'
-import { checkHello, encodeHello, type Hello, protocolVersion } from '../dispatch/hello.ts'
+import { checkHello, encodeHello, type Hello } from '../dispatch/hello.ts'
 import { hasScale, rowEncoding } from '../dispatch/rows.ts'
 import type { WeightFormat } from '../model/format.ts'
 import { type ModelSpec, moeLayers } from '../model/spec.ts'

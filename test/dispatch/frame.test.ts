@@ -4,6 +4,7 @@ import { loadSync, type MessageTypeDefinition } from '@grpc/proto-loader'
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
 import { MoeshError } from '../../services/config/errors.ts'
+import { protocolVersion } from '../../services/config/version.ts'
 import {
   checkRequest,
   decodeReply,
@@ -15,7 +16,7 @@ import {
   type RequestFrame,
   RowSelection,
 } from '../../services/dispatch/frame.ts'
-import { checkHello, encodeHello, type Hello, protocolVersion } from '../../services/dispatch/hello.ts'
+import { checkHello, encodeHello, type Hello } from '../../services/dispatch/hello.ts'
 import { rowBytes, rowEncoding } from '../../services/dispatch/rows.ts'
 import type { ExpertCall } from '../../services/dispatch/transport.ts'
 import { type WeightFormat, weightFormats } from '../../services/model/format.ts'

@@ -1,13 +1,14 @@
 import { Client, credentials, type StatusObject } from '@grpc/grpc-js'
 import fc from 'fast-check'
 import { afterEach, describe, expect, test } from 'vitest'
+import { protocolVersion } from '../../services/config/version.ts'
 import { decodeReply, encodeRequest, RowSelection } from '../../services/dispatch/frame.ts'
 import {
   type ConnectionState,
   dispatchPath,
   type ExpertConnectionOptions,
 } from '../../services/dispatch/grpc-transport.ts'
-import { encodeHello, protocolVersion } from '../../services/dispatch/hello.ts'
+import { encodeHello } from '../../services/dispatch/hello.ts'
 import { createOutputBuffer, createRowBuffer, rowEncoding } from '../../services/dispatch/rows.ts'
 import { FakeHost } from './fake-host.ts'
 import { dial, modelDigest, startNode } from './grpc-node.ts'
