@@ -5,6 +5,7 @@ import type { OptionsOf } from '../config/options.ts'
 import { ApiClient } from './client.ts'
 import { type LoadSamples, type LoadStep, runLoad } from './load.ts'
 import { type LineChart, plotSvg } from './plot.ts'
+import { profileText, readProfile, type TokenProfile, tokenProfile } from './profile.ts'
 import { table } from './table.ts'
 
 type Percentiles = { p50: number; p90: number; p99: number }
@@ -20,6 +21,8 @@ type BenchStep = {
   time_to_first_token_ms: Percentiles
   /** Between a token and the next of the same stream; null where there is one token a request. */
   inter_token_ms: Percentiles | null
+  /** Where its time went, with `--profile`: of all that its coordinator did meanwhile. */
+  profile?: TokenProfile
 }
 
 /** What `--json` prints. */
@@ -59,7 +62,9 @@ export async function runBench(options: OptionsOf<'bench'>, signal: AbortSignal)
       const requests = Math.max(concurrency, options.requests ?? requestsPerConcurrency * concurrency)
       process.stderr.write(`${requests} requests, ${concurrency} at once ...\n`)
       const step = { ...base, concurrency, requests }
-      steps.push(summarise(step, await runLoad(client, step, signal)))
+      const before = options.profile ? await readProfile(client) : null
+      const summary = summarise(step, await runLoad(client, step, signal))
+      steps.push(before === null ? summary : { ...summary, profile: tokenProfile(before, await readProfile(client)) })
     }
     const { id, weight_format, fingerprint } = model
     const document: BenchDocument = {
@@ -126,7 +131,10 @@ export function benchText({ model, prompt_tokens, max_tokens, steps }: BenchDocu
     'between tokens, ms (p50 / p90 / p99)',
   ]
   const title = `${model.id} (${model.weight_format}): prompts of ${prompt_tokens} tokens, ${max_tokens} generated\n\n`
-  return title + table([header, ...rows])
+  const profiles = steps.flatMap(({ concurrency, profile }) =>
+    profile === undefined ? [] : [`\n${concurrency} at once, on ${profile.coordinator}\n\n${profileText(profile)}`],
+  )
+  return title + table([header, ...rows]) + profiles.join('')
 }
 
 export function benchCharts({ model, steps }: BenchDocument): LineChart[] {

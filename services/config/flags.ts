@@ -102,6 +102,7 @@ export const flags = {
   requests: flag(count(1, 1_000_000), 'how many requests each step has, at least its concurrency'),
   'prompt-tokens': flag(count(1, 16_777_216), 'length of each prompt, in random tokens'),
   svg: flag(path('FILE'), 'also write a plot there'),
+  profile: toggle("also where each step's time went, from the coordinator's counters"),
 } satisfies Record<string, Flag>
 
 export type FlagName = keyof typeof flags
