@@ -39,14 +39,15 @@ export async function readProfile(client: ApiClient): Promise<ProfileCounters> {
   return profileSchema.parse(await client.call('moesh.v1.Profiling/GetProfile', {}))
 }
 
-/** One line of the profile. `inside`: of it, inside ONNX Runtime (or a socket); null where that is not known. */
+/** One line of the profile; the parts add up to the step. */
 export type ProfilePart = {
   part: string
   ms_per_step: number
   /** null for what a step does once. */
   us_per_layer: number | null
   share: number
-  inside_runtime_share: number | null
+  /** Of the step, what of this part is outside ONNX Runtime; null where that is not known: on other machines. */
+  typescript_share: number | null
 }
 
 export type StepsProfile = {
@@ -58,6 +59,8 @@ export type StepsProfile = {
   parts: ProfilePart[]
   /** Of the step, what was neither inside ONNX Runtime nor on the way to another process. */
   typescript_share: number
+  /** Of the step, and of that share: threads that wait to be woken by each other, not code that runs. */
+  handover_share: number
 }
 
 export type TokenProfile = {
@@ -139,29 +142,31 @@ function stepsProfile(
 ): StepsProfile {
   const seconds = Math.max(steps.seconds, Number.MIN_VALUE)
   const times = { all: layers, moe: moe_layers, dense: layers - moe_layers, once: null }
-  const part = (name: string, spent: number, layerCount: number | null, inside: number | null): ProfilePart => ({
+  const part = (name: string, spent: number, layerCount: number | null, outside: number | null): ProfilePart => ({
     part: name,
     ms_per_step: (spent / steps.steps) * 1000,
     us_per_layer: layerCount ? (spent / steps.steps / layerCount) * 1e6 : null,
     share: spent / seconds,
-    inside_runtime_share: inside === null ? null : inside / seconds,
+    typescript_share: outside === null ? null : Math.max(0, outside) / seconds,
   })
-  const inPhases = steps.phases.reduce((sum, phase) => sum + phase.seconds, 0)
   const { team_seconds, head_seconds, dispatch_seconds, expert_seconds } = steps
-  const expertRuntime = expert_seconds * (expertInside ?? 1)
+  const team = teamParts(steps)
+  const inPhases = steps.phases.reduce((sum, phase) => sum + phase.seconds, 0)
+  const wake = team_seconds + head_seconds - inPhases
   const way = dispatch_seconds - expert_seconds
+  const loop = steps.seconds - team_seconds - head_seconds - dispatch_seconds
+  const expertOutside = ranks === null ? null : expert_seconds * (1 - (expertInside ?? 1))
   const parts = [
-    ...steps.phases.map(({ name, seconds: spent, runtime_seconds }) => {
+    ...team.map(({ name, spent, outside }) => {
       const known = phaseNames[name] ?? { part: name, times: 'once' }
-      return part(known.part, spent, times[known.times], runtime_seconds)
+      return part(known.part, spent, times[known.times], outside)
     }),
-    part('waking the threads', team_seconds + head_seconds - inPhases, null, 0),
-    part('dispatch beyond computing', way, moe_layers, ranks === null ? null : 0),
-    part('experts compute', expert_seconds, moe_layers, ranks === null ? null : expertRuntime),
-    part('schedule and hand out', steps.seconds - team_seconds - head_seconds - dispatch_seconds, null, 0),
+    part('waking the threads', wake, null, wake),
+    part('dispatch beyond computing', way, moe_layers, ranks === null ? null : way),
+    part('experts compute', expert_seconds, moe_layers, expertOutside),
+    part('schedule and hand out', loop, null, loop),
   ].filter(({ ms_per_step }) => ms_per_step !== 0)
-  const runtime = steps.phases.reduce((sum, phase) => sum + phase.runtime_seconds, 0) + expertRuntime
-  const sockets = ranks === null ? way : 0
+  const waiting = team.find(({ name }) => name === 'waiting')?.outside ?? 0
   return {
     kind: steps.kind,
     steps: steps.steps,
@@ -169,8 +174,27 @@ function stepsProfile(
     rows_per_step: steps.rows / steps.steps,
     ms_per_step: (steps.seconds / steps.steps) * 1000,
     parts,
-    typescript_share: Math.max(0, 1 - (runtime + sockets) / seconds),
+    typescript_share: parts.reduce((sum, it) => sum + (it.typescript_share ?? 0), 0),
+    handover_share: Math.max(0, waiting + wake + (ranks === null ? 0 : way)) / seconds,
   }
+}
+
+/**
+ * A phase's time is the mean of the threads, but while any thread is inside ONNX Runtime the step is: so of the time
+ * that threads wait for each other only what is left over counts as outside.
+ */
+function teamParts({ phases }: StepCounters): { name: string; spent: number; outside: number }[] {
+  const outsideOf = (phase: StepCounters['phases'][number]) => Math.max(0, phase.seconds - phase.runtime_seconds)
+  let left = 0
+  for (const phase of phases) {
+    left += phase.seconds - phase.runtime_seconds
+    if (phase.name !== 'waiting') left -= outsideOf(phase)
+  }
+  return phases.map((phase) => ({
+    name: phase.name,
+    spent: phase.seconds,
+    outside: phase.name === 'waiting' ? Math.max(0, left) : outsideOf(phase),
+  }))
 }
 
 function overhead(before: ProfileCounters, after: ProfileCounters): TokenProfile['one_row_overhead_ms'] {
@@ -194,11 +218,13 @@ export function profileText(profile: TokenProfile): string {
       it.ms_per_step.toFixed(3),
       it.us_per_layer === null ? '' : it.us_per_layer.toFixed(0),
       percent(it.share),
-      it.inside_runtime_share === null ? '?' : percent(Math.max(0, it.share - it.inside_runtime_share)),
+      it.typescript_share === null ? '?' : percent(it.typescript_share),
     ])
     const header = ['part', 'ms/step', 'us/layer', 'of the step', 'outside ONNX Runtime']
-    const share = `TypeScript (outside ONNX Runtime${profile.is_embedded ? '' : ' and the way to the experts'}): ${percent(kind.typescript_share)}\n`
-    return `${title}${table([header, ...rows])}${share}`
+    const without = profile.is_embedded ? '' : ', the way to the experts and their computing'
+    const share = `TypeScript, all but ONNX Runtime${without}: ${percent(kind.typescript_share)}`
+    const handover = `of it threads handing over to each other: ${percent(kind.handover_share)}`
+    return `${title}${table([header, ...rows])}${share}; ${handover}\n`
   })
   const { one_row_overhead_ms: one } = profile
   if (one !== null) {

@@ -17,9 +17,11 @@ export class Moesh {
   }
 
   /** Starts a process and waits for its ready file. */
-  async start(...args: string[]): Promise<{ grpc: string; id: string; role: string; stop: () => Promise<Finished> }> {
+  async start(
+    ...args: string[]
+  ): Promise<{ grpc: string; id: string; role: string; stderr: () => string; stop: () => Promise<Finished> }> {
     const file = join(this.directory, `ready-${this.#children.size}-${process.hrtime.bigint()}.json`)
-    const { child, finished } = this.#spawn([...args, '--grpc', '127.0.0.1:0', '--ready-file', file])
+    const { child, finished, output } = this.#spawn([...args, '--grpc', '127.0.0.1:0', '--ready-file', file])
     let failure: Finished | null = null
     void finished.then((result) => {
       failure = result
@@ -33,7 +35,7 @@ export class Moesh {
       child.kill('SIGTERM')
       return finished
     }
-    return { grpc, id, role, stop }
+    return { grpc, id, role, stderr: () => output.stderr, stop }
   }
 
   close(): void {
@@ -41,7 +43,11 @@ export class Moesh {
     rmSync(this.directory, { recursive: true, force: true })
   }
 
-  #spawn(args: readonly string[]): { child: ChildProcess; finished: Promise<Finished> } {
+  #spawn(args: readonly string[]): {
+    child: ChildProcess
+    finished: Promise<Finished>
+    output: { stdout: string; stderr: string }
+  } {
     const child = spawn(process.execPath, [join(root, 'services/cli/main.ts'), ...args], {
       cwd: root,
       stdio: ['ignore', 'pipe', 'pipe'],
@@ -61,6 +67,6 @@ export class Moesh {
         resolve({ status, ...output })
       })
     })
-    return { child, finished }
+    return { child, finished, output }
   }
 }

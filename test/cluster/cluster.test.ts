@@ -8,6 +8,7 @@ import type { WeightFormat } from '../../services/model/format.ts'
 import { type Message, outputOf } from '../coordinator/client.ts'
 import { redisCommand } from '../redis.ts'
 import { type ClusterProcess, TestCluster, until } from '../support/cluster.ts'
+import { readMetrics } from '../support/metrics.ts'
 import { demoCheckpoint, testPacks } from '../support/packs.ts'
 import { runModel } from '../support/running-model.ts'
 import { emptyResult, runStream, type StreamRequest, type StreamResult } from '../support/streams.ts'
@@ -29,7 +30,9 @@ describe.skipIf(redisCommand() === null)('a cluster of processes', () => {
 
     beforeAll(async () => {
       const { dir } = await pack(demoCheckpoint, 'int8')
-      cluster = await TestCluster.start({ pack: dir, experts: 0, minReplicas: 2, leaseSeconds })
+      const told = { flags: ['--metrics-listen', '127.0.0.1:0'] }
+      const options = { pack: dir, experts: 0, minReplicas: 2, leaseSeconds }
+      cluster = await TestCluster.start({ ...options, coordinator: told, expert: told })
       // One first: of two copies one cannot be had yet, which an event tells.
       await (await cluster.addExpert('e1')).ready()
       for (const id of ['e2', 'e3']) await cluster.addExpert(id)
@@ -41,6 +44,27 @@ describe.skipIf(redisCommand() === null)('a cluster of processes', () => {
     afterAll(() => cluster?.close())
 
     test('gives the bits of the embedded engine', () => comparesEqual(cluster, coordinator, 'int8'))
+
+    test('coordinator and experts tell their numbers', async () => {
+      const request = { token_ids: { ids: [1, 2, 3] }, sampling: { max_tokens: 4, ignore_eos: true } }
+      await cluster.client(coordinator).collect('moesh.v1.Inference/Generate', request)
+      const ofCluster = await scrape(coordinator)
+      expect(ofCluster.get('moesh_nodes{role="expert",state="ready"}')).toBe(3)
+      expect(ofCluster.get('moesh_nodes{role="expert",state="lost"}')).toBe(0)
+      expect(ofCluster.get('moesh_placement_epoch')).toBe(Number((await cluster.status()).epoch))
+      expect(ofCluster.get('moesh_copies_missing')).toBe(0)
+      expect(ofCluster.get('moesh_leader')).toBe(1)
+      const experts = await Promise.all(cluster.experts.map(scrape))
+      const all = (name: string) => experts.reduce((sum, its) => sum + (its.get(name) ?? Number.NaN), 0)
+      const { nodes } = await cluster.status()
+      expect(all('moesh_expert_shards')).toBe(nodes.reduce((sum, { shards }) => sum + shards, 0))
+      expect(all('moesh_expert_cache_bytes')).toBeGreaterThanOrEqual(all('moesh_expert_shard_bytes'))
+      // Audited rows are computed by experts, too, but are no part of a dispatch.
+      const rows = cluster.experts.map(({ id }) => ofCluster.get(`moesh_dispatch_rows_total{node="${id}"}`) ?? 0)
+      expect(all('moesh_expert_rows_total')).toBeGreaterThanOrEqual(rows.reduce((sum, its) => sum + its, 0))
+      expect(all('moesh_expert_runtime_seconds_total')).toBeGreaterThan(0)
+      expect(all('moesh_expert_runtime_seconds_total')).toBeLessThan(all('moesh_expert_compute_seconds_total'))
+    })
 
     test('a node that is killed costs streams neither a token nor an error', async () => {
       await whileStreaming(cluster, coordinator, async () => {
@@ -277,4 +301,10 @@ function wireBits({ logprobs }: Message): string | null {
 function engineBits(logprobs: TokenLogprobs | null): string | null {
   const all = logprobs?.all
   return all ? Buffer.from(all.buffer, all.byteOffset, all.byteLength).toString('base64') : null
+}
+
+/** By its log the port is known; a process that was started again has logged several. */
+function scrape(process: ClusterProcess): Promise<Map<string, number>> {
+  const [, address] = [...process.log().matchAll(/"metrics":"([^"]+)"/g)].at(-1) ?? []
+  return readMetrics(address ?? '')
 }
