@@ -192,9 +192,11 @@ const root = object({
     }),
     existing: object({ coordinator: name, expert: name, client: name, redis: name }),
   }),
+  metrics: object({ enabled: boolean, port: integer(1024, 65_535) }),
   networkPolicy: object({
     enabled: boolean,
     clients: kubernetesList,
+    metrics: kubernetesList,
     dns: kubernetesList,
     apiServerCidrs: cidrs,
     apiServerPorts: { type: 'array', items: port },

@@ -41,6 +41,10 @@ suffix): a pod that is deleted by force may still run when its successor of the 
   value: $(POD_IP):50051
 - name: MOESH_HEALTH
   value: 0.0.0.0:50052
+{{- if .Values.metrics.enabled }}
+- name: MOESH_METRICS_LISTEN
+  value: 0.0.0.0:{{ .Values.metrics.port }}
+{{- end }}
 - name: MOESH_CLUSTER
   value: {{ default (include "moesh.fullname" .) .Values.clusterName | quote }}
 - name: MOESH_LEASE
@@ -108,6 +112,20 @@ suffix): a pod that is deleted by force may still run when its successor of the 
 - name: health
   containerPort: 50052
   protocol: TCP
+{{- if .Values.metrics.enabled }}
+- name: metrics
+  containerPort: {{ .Values.metrics.port }}
+  protocol: TCP
+{{- end }}
+{{- end -}}
+
+{{- /* What a Prometheus that looks for pods goes by. */ -}}
+{{- define "moesh.metricsAnnotations" -}}
+{{- if .Values.metrics.enabled -}}
+prometheus.io/scrape: "true"
+prometheus.io/port: {{ .Values.metrics.port | quote }}
+prometheus.io/path: /metrics
+{{- end -}}
 {{- end -}}
 
 {{- /* Start-up gives a slow machine time; liveness then only asks whether the event loop answers; readiness whether

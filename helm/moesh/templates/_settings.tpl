@@ -120,6 +120,7 @@ that know a host name, and for Redis, which is checked by its host name. */ -}}
 {{- if and (eq (toString $strategy.maxSurge) "0") (eq (toString $strategy.maxUnavailable) "0") }}{{ fail "coordinator.strategy: maxSurge and maxUnavailable can't both be 0" }}{{ end -}}
 {{- $hpa := .Values.coordinator.hpa -}}
 {{- if lt (int $hpa.maxReplicas) (int $hpa.minReplicas) }}{{ fail "coordinator.hpa: maxReplicas is less than minReplicas" }}{{ end -}}
+{{- if has (int .Values.metrics.port) (list 50051 50052) }}{{ fail "metrics.port is taken: 50051 serves gRPC, 50052 health" }}{{ end -}}
 {{- if ge (float64 .Values.autoscaler.busyLow) (float64 .Values.autoscaler.busyHigh) }}{{ fail "autoscaler.busyLow must be less than busyHigh" }}{{ end -}}
 {{- range $name, $group := include "moesh.groups" . | fromYaml -}}
 {{- if and $group.hpa.enabled $group.autoscale.enabled }}{{ fail (printf "experts.%s: hpa and autoscale exclude each other, two would scale one group" $name) }}{{ end -}}

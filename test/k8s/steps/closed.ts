@@ -37,6 +37,7 @@ export async function wrongCertificatesGetInNowhere(context: Context): Promise<v
     }
     await wrongRoleIsRefused(context)
     await healthPortServesHealthOnly(context)
+    await metricsPortTellsMetricsOnly(context)
   } finally {
     await kube.helm(3, ...helmArguments('upgrade'), '--wait')
     await rm(folder, { recursive: true, force: true })
@@ -59,6 +60,21 @@ async function healthPortServesHealthOnly({ kube }: Context): Promise<void> {
   const client = await MoeshClient.open(`${podAddress(coordinator)}:50052`, ChannelCredentials.createInsecure())
   await assert.rejects(client.generate(prompt, 'health-port'), { code: status.UNIMPLEMENTED })
   client.close()
+}
+
+async function metricsPortTellsMetricsOnly({ kube }: Context): Promise<void> {
+  for (const [role, metric] of [
+    ['coordinator', 'moesh_requests_running'],
+    ['expert', 'moesh_expert_busy_ratio'],
+  ] as const) {
+    const [pod] = await kube.pods(role)
+    assert.ok(pod)
+    const asked = (path: string, method: string) => fetch(`http://${podAddress(pod)}:50053${path}`, { method })
+    const told = await asked('/metrics', 'GET')
+    assert.match(await told.text(), new RegExp(`^${metric} [0-9.e-]+$`, 'm'))
+    assert.equal((await asked('/metrics', 'POST')).status, 405)
+    assert.equal((await asked('/', 'GET')).status, 404)
+  }
 }
 
 /** Whether the server sends anything after the handshake: with TLS 1.3 it refuses a client's certificate only then. */
@@ -87,7 +103,7 @@ function speaks(host: string, port: number, options: tls.ConnectionOptions): Pro
 export async function aStrangersPodReachesNoPort({ kube }: Context): Promise<void> {
   const name = 'stranger'
   const addresses = [...(await kube.pods('coordinator')), ...(await kube.pods('expert'))]
-    .flatMap((pod) => [`${podAddress(pod)}:50051`, `${podAddress(pod)}:50052`])
+    .flatMap((pod) => [50051, 50052, 50053].map((port) => `${podAddress(pod)}:${port}`))
     .concat(`${release}-redis:6379`)
   await kube.apply({
     apiVersion: 'v1',

@@ -90,6 +90,7 @@ export async function theLeaderScalesExperts(context: Context): Promise<void> {
   for (const reason of ['ScaledUp', 'Draining', 'ScaledDown']) assert.ok(reasons.includes(reason), `no Event ${reason}`)
 }
 
+/** On what the pods themselves tell, with the leader's own scaling off. */
 export async function anHpaScalesExperts(context: Context): Promise<void> {
   await growsAndShrinks(
     context,
@@ -97,11 +98,17 @@ export async function anHpaScalesExperts(context: Context): Promise<void> {
     'experts.default.hpa.enabled=true',
     'experts.default.hpa.minReplicas=2',
     'experts.default.hpa.maxReplicas=4',
-    'experts.default.hpa.metrics[0].type=Resource',
-    'experts.default.hpa.metrics[0].resource.name=cpu',
-    'experts.default.hpa.metrics[0].resource.target.type=Utilization',
-    'experts.default.hpa.metrics[0].resource.target.averageUtilization=60',
+    'experts.default.hpa.metrics[0].type=Pods',
+    'experts.default.hpa.metrics[0].pods.metric.name=moesh_expert_busy_ratio',
+    'experts.default.hpa.metrics[0].pods.target.type=AverageValue',
+    // As above: the demo model keeps no rank very busy.
+    'experts.default.hpa.metrics[0].pods.target.averageValue=20m',
     'experts.default.hpa.behavior.scaleDown.stabilizationWindowSeconds=10',
+  )
+  const events = (await context.kube.eventsOf(`${release}-expert-default`)).map(({ message }) => message)
+  assert.ok(
+    events.some((message) => message.includes('pods metric moesh_expert_busy_ratio above target')),
+    `no Event says why it has grown: ${events.join('; ')}`,
   )
 }
 
