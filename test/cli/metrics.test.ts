@@ -1,3 +1,5 @@
+import { readFileSync } from 'node:fs'
+import { join } from 'node:path'
 import { afterAll, expect, test } from 'vitest'
 import { readMetrics } from '../support/metrics.ts'
 import { Moesh } from './moesh.ts'
@@ -41,6 +43,14 @@ test('serve tells on --metrics-listen what it has done, and bench --profile wher
     const seconds = phases.reduce((sum, [, value]) => sum + value, 0)
     expect(seconds).toBeCloseTo(after.get(`moesh_step_seconds_total{kind="${kind}"}`) ?? Number.NaN, 6)
   }
+
+  // Of histograms there are three; a limit and a cache only nodes of a cluster have.
+  const names = [...after.keys()].map((name) => name.replace(/\{.*/, '').replace(/_(bucket|sum|count)$/, ''))
+  const page = readFileSync(join(import.meta.dirname, '..', '..', 'docs', 'operations.md'), 'utf8')
+  const documented = page.matchAll(/`((?:moesh|process)_[a-z_]+)/g)
+  expect(new Set([...names, 'moesh_expert_memory_bytes', 'moesh_expert_cache_bytes'])).toEqual(
+    new Set([...documented].map(([, name]) => name)),
+  )
 
   const [{ profile }] = JSON.parse(stdout).steps
   expect(profile).toMatchObject({ coordinator: server.id, threads: 2, layers: 4, moe_layers: 4, is_embedded: true })
