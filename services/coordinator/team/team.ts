@@ -10,8 +10,6 @@ import {
   createStepBuffers,
   headWords,
   itemWords,
-  type Phase,
-  phases,
   type StepBuffers,
   type TeamLimits,
 } from './layout.ts'
@@ -38,12 +36,10 @@ export class Team {
   readonly buffers: StepBuffers
   readonly #threads: Worker[]
   readonly #barrier: Barrier
-  readonly #options: TeamOptions
   #lastError = ''
   #lost: Error | null = null
 
   private constructor(options: TeamOptions) {
-    this.#options = options
     const { spec, format, limits } = options
     this.buffers = createStepBuffers(spec, format, limits)
     this.#barrier = new Barrier(this.buffers.control, controlWords.barrier, limits.threads)
@@ -116,17 +112,6 @@ export class Team {
     })
     control[controlWords.headRows] = rows.length
     await this.#command(commands.head, 0)
-  }
-
-  /** ms per phase since the start, the mean over the threads. */
-  profile(): Record<Phase, number> {
-    const { threads } = this.#options.limits
-    const mean = (phase: number) => {
-      let sum = 0
-      for (let thread = 0; thread < threads; thread++) sum += this.buffers.profile[thread * phases.length + phase] ?? 0
-      return sum / threads
-    }
-    return Object.fromEntries(phases.map((name, index) => [name, mean(index)])) as Record<Phase, number>
   }
 
   async close(): Promise<void> {
