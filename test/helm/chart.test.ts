@@ -36,8 +36,8 @@ describe('the chart', () => {
 
   it.each(mirrored())('allows for %s (--%s) what the flag allows, and no more', (_, name, schema) => {
     const flag: Flag | undefined = Object.entries(flags).find(([known]) => known === name)?.[1]
-    expect(flag).toBeDefined()
-    const isTaken = (value: unknown) => flag?.kind.read(String(value)) !== undefined
+    if (flag === undefined) throw new Error(`there is no flag --${name}`)
+    const isTaken = (value: unknown) => flag.kind.read(String(value)) !== undefined
     const { type, minimum, maximum, enum: values, pattern } = schema as { [key: string]: unknown } & { enum?: string[] }
     if (values !== undefined) expect(values.filter((value) => !isTaken(value))).toEqual([])
     if (type === 'integer' || type === 'number') {
