@@ -19,25 +19,25 @@ export class Largest {
     const heap = this.indices
     const size = Math.min(k, heap.length)
     let count = 0
-    let worst = Number.NEGATIVE_INFINITY
-    for (let index = 0; index < length; index++) {
-      const value = values[index] ?? 0
-      if (count < size) {
-        if (Number.isNaN(value)) continue
-        heap[count++] = index
-        if (count === size) {
-          for (let start = (size >> 1) - 1; start >= 0; start--) siftDown(heap, values, start, size)
-          worst = values[heap[0] ?? 0] ?? 0
-        }
-      } else if (value > worst) {
+    let index = 0
+    for (; index < length && count < size; index++) {
+      if (!Number.isNaN(values[index] ?? 0)) heap[count++] = index
+    }
+    for (let start = (count >> 1) - 1; start >= 0; start--) siftDown(heap, values, start, count)
+    this.count = count
+    if (count === 0) return
+    let worst = values[heap[0] ?? 0] ?? 0
+    while (index < length) {
+      // Four comparisons an iteration take half the time of one.
+      while (index + 4 <= length && !isAnyAbove(values, index, worst)) index += 4
+      for (const end = Math.min(index + 4, length); index < end; index++) {
         // An equal value has a higher index than all before it, so it loses.
+        if (!((values[index] ?? 0) > worst)) continue
         heap[0] = index
         siftDown(heap, values, 0, size)
         worst = values[heap[0] ?? 0] ?? 0
       }
     }
-    if (count < size) for (let start = (count >> 1) - 1; start >= 0; start--) siftDown(heap, values, start, count)
-    this.count = count
   }
 
   /** Puts the selected indices in order, largest value first. They are a heap no more after it. */
@@ -50,6 +50,16 @@ export class Largest {
       siftDown(heap, values, 0, end)
     }
   }
+}
+
+/** Whether one of the four values from `index` on is larger than `bound`. */
+function isAnyAbove(values: Float32Array | Float64Array, index: number, bound: number): boolean {
+  return (
+    (values[index] ?? 0) > bound ||
+    (values[index + 1] ?? 0) > bound ||
+    (values[index + 2] ?? 0) > bound ||
+    (values[index + 3] ?? 0) > bound
+  )
 }
 
 /** Restores the heap below `start`: no index is better than those under it. */

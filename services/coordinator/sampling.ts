@@ -42,7 +42,7 @@ export type Sampler = {
 
 export function createSampler(vocabulary: number): Sampler {
   const scratch: Scratch = {
-    adjusted: new Float64Array(vocabulary),
+    logits: new Float64Array(vocabulary),
     ids: new Int32Array(vocabulary),
     weights: new Float64Array(vocabulary),
     largest: new Largest(vocabulary),
@@ -53,16 +53,16 @@ export function createSampler(vocabulary: number): Sampler {
   return {
     sample: (logits, options, position, candidate, history) => {
       const masksStops = position < options.minTokens && options.stopTokenIds.size > 0
-      if (options.temperature === 0 && !masksStops && !hasAdjustments(options)) {
-        return finite(largestOf32(logits), logits)
+      const isAdjusted = masksStops || hasAdjustments(options)
+      if (options.temperature === 0 && !isAdjusted) return best(scratch.largest, logits, vocabulary)
+      const adjusted = scratch.logits
+      if (isAdjusted) {
+        adjusted.set(logits)
+        adjust(adjusted, options, history)
+        if (masksStops) for (const id of options.stopTokenIds) adjusted[id] = Number.NEGATIVE_INFINITY
       }
-      const { adjusted } = scratch
-      adjusted.set(logits)
-      adjust(adjusted, options, history)
-      if (masksStops) for (const id of options.stopTokenIds) adjusted[id] = Number.NEGATIVE_INFINITY
-      const best = finite(largestOf64(adjusted), adjusted)
-      if (options.temperature === 0) return best
-      const kept = keep(scratch, options, adjusted[best] ?? 0)
+      if (options.temperature === 0) return best(scratch.largest, adjusted, vocabulary)
+      const kept = keep(scratch, isAdjusted ? adjusted : logits, options)
       return draw(scratch, kept, uniform(options.seed, candidate, position))
     },
   }
@@ -70,7 +70,8 @@ export function createSampler(vocabulary: number): Sampler {
 
 /** [vocabulary] each, but where noted. */
 type Scratch = {
-  readonly adjusted: Float64Array
+  /** Of all tokens, after penalties; then of those that may be drawn, beside their ids. */
+  readonly logits: Float64Array
   /** What may be drawn, ascending, with its weight (relative to the likeliest token's) beside it. */
   readonly ids: Int32Array
   readonly weights: Float64Array
@@ -111,61 +112,41 @@ function repel(logits: Float64Array, id: number, penalty: number): void {
   logits[id] = logit > 0 ? logit / penalty : logit * penalty
 }
 
-// Twice the same loop: over one kind of array each, it compiles to a tight one.
-function largestOf32(values: Float32Array): number {
-  let best = -1
-  let bestValue = Number.NEGATIVE_INFINITY
-  for (let id = 0; id < values.length; id++) {
-    const value = values[id] ?? 0
-    if (value > bestValue) {
-      bestValue = value
-      best = id
-    }
-  }
-  return best
+/** The id of the largest of the first `length` values, ties to the lower one. */
+function best(largest: Largest, values: Float32Array | Float64Array, length: number): number {
+  largest.select(values, length, 1)
+  const id = largest.count === 0 ? -1 : (largest.indices[0] ?? -1)
+  if (id >= 0 && Number.isFinite(values[id])) return id
+  throw new MoeshError('INTERNAL', `no token can be chosen: the largest logit is ${values[id] ?? 'not a number'}`)
 }
 
-function largestOf64(values: Float64Array): number {
-  let best = -1
-  let bestValue = Number.NEGATIVE_INFINITY
-  for (let id = 0; id < values.length; id++) {
-    const value = values[id] ?? 0
-    if (value > bestValue) {
-      bestValue = value
-      best = id
-    }
-  }
-  return best
-}
-
-function finite(best: number, values: Float32Array | Float64Array): number {
-  if (best >= 0 && Number.isFinite(values[best])) return best
-  throw new MoeshError('INTERNAL', `no token can be chosen: the largest logit is ${values[best] ?? 'not a number'}`)
-}
-
-/** Fills `ids` and `weights` with what may be drawn, ascending by id, and returns how many there are. */
-function keep(scratch: Scratch, options: SamplingOptions, best: number): number {
-  const { adjusted, ids, weights } = scratch
+/** Fills `ids`, `logits` and `weights` with what may be drawn, ascending by id, and returns how many there are. */
+function keep(scratch: Scratch, values: Float32Array | Float64Array, options: SamplingOptions): number {
+  const { logits, weights } = scratch
   const scale = 1 / options.temperature
-  const cutId = options.topK > 0 && options.topK < adjusted.length ? topKCut(scratch, options.topK) : -1
-  const cutValue = cutId < 0 ? Number.NEGATIVE_INFINITY : (adjusted[cutId] ?? 0)
-  let kept = 0
-  for (let id = 0; id < adjusted.length; id++) {
-    const logit = adjusted[id] ?? 0
-    if (logit > cutValue || (logit === cutValue && id <= cutId)) {
-      ids[kept] = id
-      weights[kept] = expNegative((logit - best) * scale)
-      kept++
-    }
-  }
-  if (options.topP < 1) kept = keepTopP(scratch, kept, options.topP, best, scale)
+  const isCut = options.topK > 0 && options.topK < values.length
+  let kept = isCut ? keepTopK(scratch, values, options.topK) : keepAll(scratch, values)
+  const top = logits[best(scratch.largest, logits, kept)] ?? 0
+  for (let index = 0; index < kept; index++) weights[index] = expNegative(((logits[index] ?? 0) - top) * scale)
+  if (options.topP < 1) kept = keepTopP(scratch, kept, options.topP, top, scale)
   return options.minP > 0 ? keepMinP(scratch, kept, options.minP) : kept
 }
 
-/** The id of the k-th largest logit, where equal ones come in ascending order of their ids. */
-function topKCut(scratch: Scratch, topK: number): number {
-  scratch.largest.select(scratch.adjusted, scratch.adjusted.length, topK)
-  return scratch.largest.indices[0] ?? 0
+function keepAll({ logits, ids }: Scratch, values: Float32Array | Float64Array): number {
+  if (logits !== values) logits.set(values)
+  for (let id = 0; id < ids.length; id++) ids[id] = id
+  return ids.length
+}
+
+/** The k largest, ties to the lower id. One pass over the vocabulary; what follows looks at k tokens. */
+function keepTopK({ logits, ids, largest }: Scratch, values: Float32Array | Float64Array, topK: number): number {
+  largest.select(values, values.length, topK)
+  const { count } = largest
+  ids.set(largest.indices.subarray(0, count))
+  ids.subarray(0, count).sort()
+  // `values` may be `logits`: a place is never behind the id that moves there.
+  for (let index = 0; index < count; index++) logits[index] = values[ids[index] ?? 0] ?? 0
+  return count
 }
 
 /**
@@ -182,13 +163,13 @@ function bucketOf(distance: number): number {
   return bucket < bucketCount ? bucket : bucketCount - 1
 }
 
-function keepTopP(scratch: Scratch, length: number, topP: number, best: number, scale: number): number {
-  const { adjusted, ids, weights, massOfBucket, largest, bucketIds, bucketValues } = scratch
+function keepTopP(scratch: Scratch, length: number, topP: number, top: number, scale: number): number {
+  const { logits, ids, weights, massOfBucket, largest, bucketIds, bucketValues } = scratch
   massOfBucket.fill(0)
   let total = 0
   for (let index = 0; index < length; index++) {
     const weight = weights[index] ?? 0
-    const bucket = bucketOf((best - (adjusted[ids[index] ?? 0] ?? 0)) * scale)
+    const bucket = bucketOf((top - (logits[index] ?? 0)) * scale)
     massOfBucket[bucket] = (massOfBucket[bucket] ?? 0) + weight
     total += weight
   }
@@ -202,10 +183,9 @@ function keepTopP(scratch: Scratch, length: number, topP: number, best: number, 
 
   let inBucket = 0
   for (let index = 0; index < length; index++) {
-    const id = ids[index] ?? 0
-    const value = adjusted[id] ?? 0
-    if (bucketOf((best - value) * scale) !== boundary) continue
-    bucketIds[inBucket] = id
+    const value = logits[index] ?? 0
+    if (bucketOf((top - value) * scale) !== boundary) continue
+    bucketIds[inBucket] = ids[index] ?? 0
     bucketValues[inBucket] = value
     inBucket++
   }
@@ -218,13 +198,13 @@ function keepTopP(scratch: Scratch, length: number, topP: number, best: number, 
     const index = largest.indices[place] ?? 0
     cutId = bucketIds[index] ?? 0
     cutValue = bucketValues[index] ?? 0
-    mass += expNegative((cutValue - best) * scale)
+    mass += expNegative((cutValue - top) * scale)
   }
 
   let kept = 0
   for (let index = 0; index < length; index++) {
     const id = ids[index] ?? 0
-    const value = adjusted[id] ?? 0
+    const value = logits[index] ?? 0
     if (value < cutValue || (value === cutValue && id > cutId)) continue
     ids[kept] = id
     weights[kept] = weights[index] ?? 0

@@ -142,7 +142,7 @@ function dispatchedRows(g: GraphBuilder, format: WeightFormat, hidden: number): 
 
 /**
  * Attention of the KV heads of one thread. `q` [Hk, R, D] with the query heads of a KV head as rows (R >= 2, a single
- * row takes another kernel), `k` and `v` [Hk, T, D] with T a multiple of 64 (the sums' order depends on it otherwise),
+ * row takes another kernel), `k` and `v` [Hk, T, D] with T a multiple of 16 (the sums' order depends on it otherwise),
  * `mask` [R or 1, T] → `y` [Hk, R, D]. The softmax is made of plain operators: the fused one sums in an order that
  * differs between CPUs.
  */

@@ -9,6 +9,9 @@ import { RopeTable } from './rope.ts'
 /** Hides a key; finite, so that a row of nothing but hidden keys stays finite too. */
 const hidden = -1e30
 
+/** Query rows of one run, before the heads of a group are stacked. */
+const tileRows = 64
+
 /** Rows of one sequence in a step: positions start … start+count-1, lying in rows row … of the step. */
 export type Item = { slot: number; start: number; count: number; row: number }
 
@@ -32,7 +35,7 @@ export function projectionWidth({ spec, kvHeads }: Pick<AttentionPart, 'spec' | 
 
 /**
  * Attention over the KV cache of one thread. The query heads of a KV head are stacked as rows, so that grouped heads
- * share one product; queries go in tiles of at most 64 rows whose keys end with the tile.
+ * share one product; queries go in tiles of rows whose keys end with the tile.
  */
 export class Attention {
   readonly #options: SessionOptions
@@ -80,8 +83,8 @@ export class Attention {
       let done = 0
       while (done < item.count) {
         const start = item.start + done
-        // Tiles end at multiples of 64, so that a whole prompt and its chunks share them where they can.
-        const count = Math.min(item.count - done, kvBlockTokens - (start % kvBlockTokens))
+        // Tiles end at multiples of their size, so that a whole prompt and its chunks share masks where they can.
+        const count = Math.min(item.count - done, tileRows - (start % tileRows))
         const cache = this.#cache.grow(item.slot, layer, start + count)
         this.#appendKeys(part, cache, qkv, squares, item.row + done, start, count)
         this.#tile(part, cache, qkv, squares, item.row + done, start, count, out)

@@ -1,13 +1,16 @@
 import assert from 'node:assert/strict'
 
-/** Capacities are multiples of this: attention's sums keep their order then, whatever room lies behind. */
-export const kvBlockTokens = 64
+/**
+ * Capacities are multiples of this: attention's sums keep their order then, whatever room lies behind. Smaller ones would
+ * do for that too, but growing copies what is there, and larger ones make every step read more room.
+ */
+export const kvBlockTokens = 32
 
 export function kvCapacity(tokens: number): number {
   return Math.ceil(tokens / kvBlockTokens) * kvBlockTokens
 }
 
-/** Freed arrays that one thread keeps to use again: growing sequences take them every 64 tokens. */
+/** Freed arrays that one thread keeps to use again: growing sequences take them block by block. */
 const keptBytesMax = 16 << 20
 
 /** Keys and values of one sequence in one layer, for the KV heads of one thread: [heads, capacity, headDim] each. */
