@@ -26,35 +26,37 @@ export type Activations = { kind: 'plain'; rows: string } | { kind: 'quantised';
 /** int8's 16-bit activations: |x| <= 127 * 256, so that the high half stays within a signed byte after rounding. */
 const largest16 = 32512
 
-/** One scale per row: the largest magnitude over `largest`; a row of zeros gets a tiny one instead of a division by 0. */
-function rowScale(g: GraphBuilder, rows: string, largest: number): { inverse: string; scale: string } {
-  const magnitude = g.op('Max', [
-    g.op('ReduceMax', [g.op('Abs', [rows]), g.ints(-1)], { keepdims: { int: 1 } }),
-    g.scalar(1e-30),
-  ])
-  return {
-    inverse: g.op('Div', [g.scalar(largest), magnitude]),
-    scale: g.op('Mul', [magnitude, g.scalar(1 / largest)]),
-  }
+/**
+ * Bytes around 128 for rows of f32: `scale` [M] for each row. One pass over the rows, where the same from plain
+ * operators takes four.
+ */
+function quantise(g: GraphBuilder, rows: string, scale: string): { bytes: string; zero: string } {
+  const zero = g.op('Expand', [g.byte(128), g.op('Shape', [scale])])
+  return { bytes: g.op('QuantizeLinear', [rows, scale, zero], { axis: { int: 0 } }), zero }
+}
+
+/** [M, 1]: the largest magnitude of each row over `largest`; a row of zeros gets a tiny one instead of a division by 0. */
+function rowScale(g: GraphBuilder, rows: string, largest: number): string {
+  const magnitude = g.op('ReduceMax', [g.op('Abs', [rows]), g.ints(-1)], { keepdims: { int: 1 } })
+  return g.op('Mul', [g.op('Max', [magnitude, g.scalar(1e-30)]), g.scalar(1 / largest)])
 }
 
 /** Rows quantised to bytes as they are dispatched (`dispatch/rows.ts`): `data` [M, K or 2K] u8, `scale` [M, 1] f32. */
 export type EncodedRows = { data: string; scale: string }
 
 export function encodeRows8(g: GraphBuilder, rows: string): EncodedRows {
-  const { inverse, scale } = rowScale(g, rows, 127)
-  const rounded = g.op('Round', [g.op('Mul', [rows, inverse])])
-  return { data: g.op('Cast', [g.op('Add', [rounded, g.scalar(128)])], { to: { int: 2 } }), scale }
+  const scale = rowScale(g, rows, 127)
+  return { data: quantise(g, rows, g.op('Reshape', [scale, g.ints(-1)])).bytes, scale }
 }
 
 export function encodeRows16(g: GraphBuilder, rows: string): EncodedRows {
-  const { inverse, scale } = rowScale(g, rows, largest16)
-  const rounded = g.op('Round', [g.op('Mul', [rows, inverse])])
-  // Floor(x / 256 + 1/2), not Round: a tie rounded up would make the low half +128, which does not fit.
-  const high = g.op('Floor', [g.op('Add', [g.op('Mul', [rounded, g.scalar(1 / 256)]), g.scalar(0.5)])])
-  const low = g.op('Sub', [rounded, g.op('Mul', [high, g.scalar(256)])])
-  const halves = g.op('Add', [g.concat([high, low], 1), g.scalar(128)])
-  return { data: g.op('Cast', [halves], { to: { int: 2 } }), scale }
+  const scale = rowScale(g, rows, largest16)
+  const fine = g.op('Reshape', [scale, g.ints(-1)])
+  const coarse = g.op('Mul', [fine, g.scalar(256)])
+  const high = quantise(g, rows, coarse)
+  // Where the high half was rounded at a tie, the rest may be 128, which saturates to 127: one step of the fine scale.
+  const rest = g.op('Sub', [rows, g.op('DequantizeLinear', [high.bytes, coarse, high.zero], { axis: { int: 0 } })])
+  return { data: g.concat([high.bytes, quantise(g, rest, fine).bytes], 1), scale }
 }
 
 /** Encoded rows as the matrix multiplication takes them. */
@@ -125,9 +127,7 @@ export function multiply(g: GraphBuilder, name: string, input: Activations, weig
 /** [2M, N] of alternating high and low halves → [M, N]; other formats pass. */
 export function joinHalves(g: GraphBuilder, format: WeightFormat, product: string, outputs: number): string {
   if (format !== 'int8') return product
-  const pairs = g.op('Reshape', [product, g.ints(-1, 2 * outputs)])
-  const [high = '', low = ''] = g.split(pairs, 1, 2)
-  return g.op('Add', [high, low])
+  return g.op('ReduceSum', [g.op('Reshape', [product, g.ints(-1, 2, outputs)]), g.ints(1)], { keepdims: { int: 0 } })
 }
 
 /** The whole layer: f32 rows [M, inputs] → [M, outputs]. */

@@ -265,7 +265,10 @@ export class Forward {
   }
 }
 
-/** The hot loop of combine, on plain numbers: columns from … to-1 of every row. */
+/**
+ * The hot loop of combine, on plain numbers: columns from … to-1 of every row. Four experts at a time, so that x is
+ * read and written once for them; the groups do not depend on anything but the model.
+ */
 function addWeighted(
   { x, expertWeights, outputRows, outputs }: StepBuffers,
   hidden: number,
@@ -275,11 +278,27 @@ function addWeighted(
   to: number,
 ): void {
   const y = outputs.data
+  const fours = expertsPerToken - (expertsPerToken % 4)
   for (let row = 0; row < rows; row++) {
     const xAt = row * hidden
-    for (let k = 0; k < expertsPerToken; k++) {
-      const weight = expertWeights[row * expertsPerToken + k] ?? 0
-      const yAt = (outputRows[row * expertsPerToken + k] ?? 0) * hidden
+    const pairs = row * expertsPerToken
+    for (let k = 0; k < fours; k += 4) {
+      const w0 = expertWeights[pairs + k] ?? 0
+      const w1 = expertWeights[pairs + k + 1] ?? 0
+      const w2 = expertWeights[pairs + k + 2] ?? 0
+      const w3 = expertWeights[pairs + k + 3] ?? 0
+      const y0 = (outputRows[pairs + k] ?? 0) * hidden
+      const y1 = (outputRows[pairs + k + 1] ?? 0) * hidden
+      const y2 = (outputRows[pairs + k + 2] ?? 0) * hidden
+      const y3 = (outputRows[pairs + k + 3] ?? 0) * hidden
+      for (let i = from; i < to; i++) {
+        const sum = w0 * (y[y0 + i] ?? 0) + w1 * (y[y1 + i] ?? 0) + w2 * (y[y2 + i] ?? 0) + w3 * (y[y3 + i] ?? 0)
+        x[xAt + i] = (x[xAt + i] ?? 0) + sum
+      }
+    }
+    for (let k = fours; k < expertsPerToken; k++) {
+      const weight = expertWeights[pairs + k] ?? 0
+      const yAt = (outputRows[pairs + k] ?? 0) * hidden
       for (let i = from; i < to; i++) x[xAt + i] = (x[xAt + i] ?? 0) + weight * (y[yAt + i] ?? 0)
     }
   }
