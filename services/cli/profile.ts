@@ -121,6 +121,9 @@ function difference(start: StepCounters, end: StepCounters): StepCounters {
   }
 }
 
+/** On the team's own threads or elsewhere, never both. */
+const expertPart = 'experts compute'
+
 /** Phases of the team by what people call them; `times`: in how many layers of a step each comes. */
 const phaseNames: Readonly<Record<string, { part: string; times: 'all' | 'moe' | 'dense' | 'once' }>> = {
   embed: { part: 'embedding', times: 'once' },
@@ -128,6 +131,7 @@ const phaseNames: Readonly<Record<string, { part: string; times: 'all' | 'moe' |
   attention: { part: 'attention', times: 'all' },
   output: { part: 'output projection', times: 'all' },
   router: { part: 'router', times: 'moe' },
+  expert: { part: expertPart, times: 'moe' },
   combine: { part: 'combine', times: 'moe' },
   dense: { part: 'dense layers', times: 'dense' },
   head: { part: 'head', times: 'once' },
@@ -163,7 +167,7 @@ function stepsProfile(
     }),
     part('waking the threads', wake, null, wake),
     part('dispatch beyond computing', way, moe_layers, ranks === null ? null : way),
-    part('experts compute', expert_seconds, moe_layers, expertOutside),
+    part(expertPart, expert_seconds, moe_layers, expertOutside),
     part('schedule and hand out', loop, null, loop),
   ].filter(({ ms_per_step }) => ms_per_step !== 0)
   const waiting = team.find(({ name }) => name === 'waiting')?.outside ?? 0

@@ -66,11 +66,11 @@ function stepParts(totals: StepTotals): { name: string; ms: number }[] {
   const team = namedPhases(totals)
   const inside = team.reduce((sum, { ms }) => sum + ms, 0)
   return [
-    ...team,
+    // Experts are computed by the team or elsewhere.
+    ...team.map(({ name, ms }) => ({ name, ms: name === 'expert' ? ms + expertMs : ms })),
     // Differences of clocks on two threads may be negative by their grain; a counter never falls.
     { name: 'wake', ms: Math.max(0, teamMs + headMs - inside) },
     { name: 'dispatch', ms: Math.max(0, dispatchMs - expertMs) },
-    { name: 'expert', ms: expertMs },
     { name: 'loop', ms: Math.max(0, wallMs - teamMs - headMs - dispatchMs) },
   ]
 }

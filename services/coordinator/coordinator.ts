@@ -142,7 +142,7 @@ export async function startCoordinator(settings: CoordinatorSettings, log: Logge
   opened.defer(() => dispatcher.close())
 
   const threads = settings.threads ?? availableParallelism()
-  const options = { ...settings, pack, dispatcher, threads, stageDir }
+  const options = { ...settings, pack, experts: dispatcher, threads, stageDir }
   const model = opened.adopt(await startModelEngine(options), (it) => it.close())
   let isServing = false
   const served = () => ({

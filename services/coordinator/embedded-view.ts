@@ -2,29 +2,26 @@ import { countHeld } from '../cluster/held.ts'
 import { MoeshError } from '../config/errors.ts'
 import type { ServeSettings } from '../config/process.ts'
 import { version } from '../config/version.ts'
-import type { RoutingDispatcher } from '../dispatch/dispatcher.ts'
-import type { ExpertHost } from '../expert/host.ts'
 import { moeLayers } from '../model/spec.ts'
 import type { PackReader } from '../pack/reader.ts'
 import type { ClusterView, ExpertLoadStatus, NodeStatus } from './cluster-view.ts'
+import { type EmbeddedExperts, embeddedNodeId } from './embedded-experts.ts'
 import type { ModelEngine } from './model-engine.ts'
 import { readProfile } from './profile.ts'
 
 export type EmbeddedParts = {
   id: string
-  nodeId: string
   threads: number
   settings: ServeSettings
   pack: PackReader
   model: ModelEngine
-  host: ExpertHost
-  dispatcher: RoutingDispatcher
+  experts: EmbeddedExperts
   expertClass: string
 }
 
 /** The cluster that one process is: itself, and its ranks as the only expert node. */
 export function embeddedView(parts: EmbeddedParts): ClusterView {
-  const { id, nodeId, settings, pack, model, host, dispatcher } = parts
+  const { id, settings, pack, model, experts } = parts
   const startedMs = performance.now()
   const only = (what: string) =>
     new MoeshError(
@@ -34,18 +31,18 @@ export function embeddedView(parts: EmbeddedParts): ClusterView {
     )
 
   const rowsPerSecond = (layer: number, expert: number) =>
-    (dispatcher.expertRows(layer)[expert] ?? 0) / Math.max(1, (performance.now() - startedMs) / 1000)
-  const experts = (): ExpertLoadStatus[] =>
+    (experts.expertRows(layer)[expert] ?? 0) / Math.max(1, (performance.now() - startedMs) / 1000)
+  const expertLoads = (): ExpertLoadStatus[] =>
     pack.manifest.shards.map(({ layer, expert }) => ({
       layer,
       expert,
       rowsPerSecond: rowsPerSecond(layer, expert),
-      nodes: [nodeId],
+      nodes: [embeddedNodeId],
     }))
 
   return {
     getStatus: async ({ expertLoad }) => {
-      const loads = experts()
+      const loads = expertLoads()
       const stats = model.engine.stats()
       const common = {
         state: 'READY',
@@ -54,7 +51,7 @@ export function embeddedView(parts: EmbeddedParts): ClusterView {
         version,
         reason: '',
       } as const
-      const dispatch = dispatcher.nodeStats(nodeId)
+      const latency = experts.latency()
       const nodes: NodeStatus[] = [
         {
           ...common,
@@ -75,17 +72,17 @@ export function embeddedView(parts: EmbeddedParts): ClusterView {
       if (moeLayers(pack.manifest.spec).length > 0) {
         nodes.push({
           ...common,
-          id: nodeId,
+          id: embeddedNodeId,
           role: 'EXPERT',
           address: 'this process',
           memoryBytes: settings.memory ?? 0,
-          usedBytes: host.usedBytes(),
-          ranks: host.ranks,
-          shards: countHeld(host.held()),
+          usedBytes: experts.usedBytes(),
+          ranks: experts.ranks,
+          shards: countHeld(experts.held()),
           numerics: parts.expertClass,
           rowsPerSecond: loads.reduce((sum, load) => sum + load.rowsPerSecond, 0),
-          dispatchP50Ms: dispatch.p50Ms,
-          dispatchP99Ms: dispatch.p99Ms,
+          dispatchP50Ms: latency.p50Ms,
+          dispatchP99Ms: latency.p99Ms,
         })
       }
       return {
@@ -111,6 +108,6 @@ export function embeddedView(parts: EmbeddedParts): ClusterView {
     undrain: async () => Promise.reject(only('undrain')),
     rebalance: async () => ({ moves: [], balancednessBefore: 1, balancednessAfter: 1, bytes: 0, epoch: 0 }),
     cancelElsewhere: async () => false,
-    getProfile: () => readProfile(id, pack.manifest.spec, model, host),
+    getProfile: () => readProfile(id, pack.manifest.spec, model, experts),
   }
 }

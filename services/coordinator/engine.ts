@@ -19,7 +19,8 @@ export type EngineLimits = Engine['limits'] & { kvTokensMax: number }
 export type EngineOptions = {
   spec: ModelSpec
   team: Team
-  dispatcher: Dispatcher
+  /** Null where the team computes the experts. */
+  dispatcher: Dispatcher | null
   limits: EngineLimits
   /** Most alternatives that log-probabilities may name. */
   topMax: number
@@ -237,32 +238,16 @@ class StepEngine implements Engine {
     const traces = items.some(({ sequence }) => wantsTrace(sequence)) ? new TraceRecorder(rows) : null
     this.#abort = new AbortController()
     steps.lap()
-    const started = team.run(0)
+    const started = team.run(0, traces !== null)
     this.#deliver()
     let layer = await started
     steps.ranTeam()
     while (layer < spec.layers.length) {
       const ffn = spec.layers[layer]?.ffn
       assert(ffn?.kind === 'moe')
-      const pairs = rows * ffn.expertsPerToken
       traces?.record(layer, ffn.expertsPerToken, buffers.expertIds, buffers.expertWeights)
-      const report = await dispatcher.dispatch(
-        {
-          layer,
-          rowCount: rows,
-          expertsPerToken: ffn.expertsPerToken,
-          expertIds: buffers.expertIds.subarray(0, pairs),
-          rows: buffers.rows,
-          outputs: buffers.outputs,
-          outputRows: buffers.outputRows.subarray(0, pairs),
-        },
-        this.#abort.signal,
-      )
-      steps.dispatched(rows, report.computeMs)
-      if (report.retriedRows > 0) {
-        for (const { sequence } of items) sequence.request.retried += report.retriedRows
-      }
-      layer = await team.run(layer + 1)
+      if (dispatcher !== null) await this.#dispatch(dispatcher, items, layer, rows, ffn.expertsPerToken)
+      layer = await team.run(layer + 1, traces !== null)
       steps.ranTeam()
     }
     this.#abort = null
@@ -270,6 +255,33 @@ class StepEngine implements Engine {
     this.#forkCandidates(items)
     await this.#handOut(items, traces)
     steps.end(rows, items.length)
+  }
+
+  async #dispatch(
+    dispatcher: Dispatcher,
+    items: readonly StepItem[],
+    layer: number,
+    rows: number,
+    expertsPerToken: number,
+  ): Promise<void> {
+    const { team, steps } = this.#options
+    const { buffers } = team
+    const pairs = rows * expertsPerToken
+    const report = await dispatcher.dispatch(
+      {
+        layer,
+        rowCount: rows,
+        expertsPerToken,
+        expertIds: buffers.expertIds.subarray(0, pairs),
+        rows: buffers.rows,
+        outputs: buffers.outputs,
+        outputRows: buffers.outputRows.subarray(0, pairs),
+      },
+      this.#abort?.signal,
+    )
+    steps.dispatched(rows, report.computeMs)
+    if (report.retriedRows === 0) return
+    for (const { sequence } of items) sequence.request.retried += report.retriedRows
   }
 
   /** Candidates that share the prompt begin where the first one's prompt ends. */

@@ -1,5 +1,7 @@
 import { createHash } from 'node:crypto'
 import type { Dispatcher } from '../dispatch/transport.ts'
+import type { ShardSource } from '../expert/host.ts'
+import type { ModelSpec } from '../model/spec.ts'
 import type { PackReader } from '../pack/reader.ts'
 import { coordinatorNumerics } from '../runtime/canary.ts'
 import { saturatesInt8 } from '../runtime/probe.ts'
@@ -9,11 +11,13 @@ import { createEngine } from './engine.ts'
 import type { Engine } from './request.ts'
 import { RequestCounters } from './request-counters.ts'
 import { StepCounters } from './step-counters.ts'
+import { phases } from './team/layout.ts'
 import { Team } from './team/team.ts'
 
 export type ModelEngineOptions = CapacitySettings & {
   pack: PackReader
-  dispatcher: Dispatcher
+  /** What brings rows to the experts; or all experts, for the team's own threads to compute. */
+  experts: Dispatcher | readonly ShardSource[]
   threads: number
   stageDir: string
 }
@@ -25,7 +29,18 @@ export type ModelEngine = {
   numerics: string
   steps: StepCounters
   counters: RequestCounters
+  /** Null where experts are computed elsewhere. */
+  teamExperts: TeamExperts | null
   close(): Promise<void>
+}
+
+/** What the team's threads have computed of experts since the start. */
+export type TeamExperts = {
+  /** [experts] rows of each expert of a layer. Owned by the team, which goes on counting. */
+  expertRows(layer: number): Float64Array
+  /** ms, all threads together. */
+  computedMs(): number
+  runtimeMs(): number
 }
 
 /** Alternatives that log-probabilities may name for a token; clients of other servers ask for 20 at most. */
@@ -34,7 +49,8 @@ const topMax = 128
 const headRowsMax = 32
 
 export async function startModelEngine(options: ModelEngineOptions): Promise<ModelEngine> {
-  const { pack, dispatcher, threads, stageDir } = options
+  const { pack, experts, threads, stageDir } = options
+  const shards = 'dispatch' in experts ? null : experts
   const { spec, weightFormat: format } = pack.manifest
   const limits = engineCapacity(spec, options, process.availableMemory())
   const avoidSaturation = saturatesInt8(stageDir)
@@ -45,6 +61,7 @@ export async function startModelEngine(options: ModelEngineOptions): Promise<Mod
     packDir: pack.dir,
     stageDir,
     avoidSaturation,
+    shards,
     limits: { threads, rowsMax: limits.maxBatchTokens, itemsMax: limits.maxSequences, headRowsMax, topMax },
   })
   const nowMs = () => performance.now()
@@ -53,7 +70,7 @@ export async function startModelEngine(options: ModelEngineOptions): Promise<Mod
   const engine = createEngine({
     spec,
     team,
-    dispatcher,
+    dispatcher: 'dispatch' in experts ? experts : null,
     limits,
     topMax,
     headRowsMax,
@@ -66,10 +83,27 @@ export async function startModelEngine(options: ModelEngineOptions): Promise<Mod
     numerics,
     steps,
     counters,
+    teamExperts: shards && teamExperts(team, spec),
     close: async () => {
       await engine.close()
       await team.close()
     },
+  }
+}
+
+function teamExperts({ buffers }: Team, spec: ModelSpec): TeamExperts {
+  const { expertRows, profile, runtime } = buffers
+  const widest = expertRows.length / spec.layers.length
+  const phase = phases.indexOf('expert')
+  const sum = (times: Float64Array) => {
+    let ms = 0
+    for (let place = phase; place < times.length; place += phases.length) ms += times[place] ?? 0
+    return ms
+  }
+  return {
+    expertRows: (layer) => expertRows.subarray(layer * widest, (layer + 1) * widest),
+    computedMs: () => sum(profile),
+    runtimeMs: () => sum(runtime),
   }
 }
 

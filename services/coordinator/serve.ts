@@ -4,16 +4,8 @@ import { openProcessSecurity, randomId } from '../config/identity.ts'
 import { journalKeepMs, journalRequestsMax } from '../config/limits.ts'
 import type { RunningProcess, ServeSettings } from '../config/process.ts'
 import { version } from '../config/version.ts'
-import { systemClock } from '../dispatch/clock.ts'
-import { createDispatcher } from '../dispatch/dispatcher.ts'
-import { localTransport } from '../dispatch/local-transport.ts'
-import { routeTable } from '../dispatch/route.ts'
-import { rowEncoding } from '../dispatch/rows.ts'
-import type { ExpertTransport } from '../dispatch/transport.ts'
 import { addExpertMetrics } from '../expert/expert-metrics.ts'
 import { LoadGauge } from '../expert/load-gauge.ts'
-import { createLocalHost } from '../expert/local-host.ts'
-import { moeLayers } from '../model/spec.ts'
 import { openPack } from '../pack/reader.ts'
 import { expertNumerics } from '../runtime/canary.ts'
 import { saturatesInt8 } from '../runtime/probe.ts'
@@ -23,19 +15,21 @@ import { addProcessMetrics, Metrics } from '../telemetry/metrics.ts'
 import { loadTokenizer } from '../tokenizer/tokenizer.ts'
 import { startApi } from './api/server.ts'
 import { addDispatchMetrics, addPlacementMetrics, addRequestMetrics, addStepMetrics } from './coordinator-metrics.ts'
+import { allShards, expertsOfTeam, startRankThreads } from './embedded-experts.ts'
 import { embeddedView } from './embedded-view.ts'
 import { createMemoryJournal } from './journal.ts'
 import { fingerprint, startModelEngine } from './model-engine.ts'
 
 /**
- * The embedded form: a coordinator with its experts on threads of the same process. The same engine, dispatcher and
- * ranks as in a cluster, with shared memory where a cluster has gRPC; what a cluster computes must equal it bit for bit.
+ * The embedded form: a coordinator with its experts in the same process. Where every core has a thread for both, the
+ * coordinator's threads compute the experts too; otherwise there are rank threads (or devices) and a dispatcher as in a
+ * cluster, with shared memory where that has gRPC. What a cluster computes must equal it bit for bit.
  */
 export async function serve(settings: ServeSettings, log: Logger): Promise<RunningProcess> {
   const { provider } = settings
   const id = settings.id ?? randomId()
   const pack = openPack(settings.pack)
-  const { spec, weightFormat: format } = pack.manifest
+  const { weightFormat: format } = pack.manifest
   // What is open when a later step fails must be closed: a process can't end while ranks compute.
   await using opened = new AsyncDisposableStack()
   const report = (error: Error) => log.error({ error }, 'certificates')
@@ -45,26 +39,14 @@ export async function serve(settings: ServeSettings, log: Logger): Promise<Runni
   const avoidSaturation = provider === 'cpu' && saturatesInt8(stageDir)
   const expertClass = expertNumerics({ stageDir, provider, avoidSaturation, format })
   const ranks = settings.ranks ?? availableParallelism()
-  const host = opened.adopt(await createLocalHost({ spec, format, ranks, provider, stageDir }), (it) => it.close())
-  await host.load(pack.manifest.shards.map((shard) => ({ ...shard, path: pack.path(shard.file) })))
-  const nodeId = 'local'
-  const dispatcher = createDispatcher({
-    hidden: spec.hidden,
-    encoding: rowEncoding(format),
-    routes: routeTable(
-      1,
-      moeLayers(spec).map(({ layer, ffn }) => ({ layer, experts: ffn.experts })),
-      pack.manifest.shards.map(({ layer, expert }) => ({ layer, expert, nodeId, weight: 1 })),
-    ),
-    transports: new Map<string, ExpertTransport>([[nodeId, localTransport(nodeId, host)]]),
-    clock: systemClock,
-    onFailure: (node, error) => log.error({ node, error }, 'a dispatch failed'),
-  })
-  opened.defer(() => dispatcher.close())
-
   const threads = settings.threads ?? availableParallelism()
-  const options = { ...settings, pack, dispatcher, threads, stageDir }
+  const rankThreads =
+    provider === 'cpu' && ranks === threads
+      ? null
+      : opened.adopt(await startRankThreads(pack, ranks, provider, stageDir, log), (it) => it.close())
+  const options = { ...settings, pack, experts: rankThreads?.dispatcher ?? allShards(pack), threads, stageDir }
   const model = opened.adopt(await startModelEngine(options), (it) => it.close())
+  const experts = rankThreads?.experts ?? expertsOfTeam(pack, model)
   const served = {
     manifest: pack.manifest,
     digest: pack.digest,
@@ -73,7 +55,7 @@ export async function serve(settings: ServeSettings, log: Logger): Promise<Runni
     text: loadTokenizer(pack.dir, pack.manifest),
   }
   const nowMs = () => performance.now()
-  const view = { id, nodeId, threads, settings, pack, model, host, dispatcher, expertClass }
+  const view = { id, threads, settings, pack, model, experts, expertClass }
   const api = await startApi({
     listen: settings.grpc,
     security,
@@ -87,7 +69,7 @@ export async function serve(settings: ServeSettings, log: Logger): Promise<Runni
   addProcessMetrics(metrics, { version, role: 'serve', id, model: pack.manifest.name })
   addRequestMetrics(metrics, model)
   addStepMetrics(metrics, model)
-  addDispatchMetrics(metrics, dispatcher)
+  if (rankThreads !== null) addDispatchMetrics(metrics, rankThreads.dispatcher)
   addPlacementMetrics(metrics, () => ({
     epoch: 1,
     leads: true,
@@ -101,12 +83,12 @@ export async function serve(settings: ServeSettings, log: Logger): Promise<Runni
     suspensions: 0,
   }))
   // Calls are made from this process's own queue: they wait for nothing else here.
-  const work = () => ({ ...dispatcher.nodeStats(nodeId), waitedMs: 0 })
+  const work = () => ({ ...experts.work(), waitedMs: 0 })
   const load = new LoadGauge(ranks, nowMs())
   addExpertMetrics(metrics, {
-    host,
+    host: experts,
     work,
-    load: () => load.read(nowMs(), { ...work(), computedMs: host.computedMs() }),
+    load: () => load.read(nowMs(), { ...work(), computedMs: experts.computedMs() }),
     memoryBytes: settings.memory ?? 0,
     cacheBytes: null,
   })

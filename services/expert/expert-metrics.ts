@@ -6,7 +6,7 @@ import type { NodeLoad } from './load-gauge.ts'
 export type ExpertWork = { rows: number; calls: number; waitedMs: number }
 
 export type ExpertMetricsSource = {
-  host: ExpertHost
+  host: Pick<ExpertHost, 'ranks' | 'held' | 'usedBytes' | 'computedMs' | 'runtimeMs'>
   /** Since the start. */
   work: () => ExpertWork
   load: () => Pick<NodeLoad, 'busy' | 'queueMs'>

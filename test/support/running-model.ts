@@ -27,7 +27,8 @@ import type { PackReader } from '../../services/pack/reader.ts'
 
 /** How a model runs in a test: experts on nodes in this process, reached through shared memory or over gRPC. */
 export type Topology = {
-  transport: 'shared memory' | 'gRPC'
+  /** `own threads`: the coordinator's threads compute the experts, and there are no nodes. */
+  transport: 'shared memory' | 'gRPC' | 'own threads'
   /** Nodes that share the experts, and the ranks of each. */
   nodes: number
   ranks: number
@@ -67,7 +68,9 @@ export async function runModel(pack: PackReader, topology: Topology): Promise<Ru
   const { spec, weightFormat: format, shards } = pack.manifest
   const stageDir = mkdtempSync(join(tmpdir(), 'moesh-test-'))
   const nodes = await Promise.all(
-    Array.from({ length: topology.nodes }, (_, index) => startNode(pack, topology, `node-${index}`, stageDir)),
+    Array.from({ length: topology.transport === 'own threads' ? 0 : topology.nodes }, (_, index) =>
+      startNode(pack, topology, `node-${index}`, stageDir),
+    ),
   )
   const replicas = topology.replicas ?? 1
   await Promise.all(
@@ -96,7 +99,10 @@ export async function runModel(pack: PackReader, topology: Topology): Promise<Ru
   })
   const model = await startModelEngine({
     pack,
-    dispatcher,
+    experts:
+      topology.transport === 'own threads'
+        ? shards.map((shard) => ({ ...shard, path: pack.path(shard.file) }))
+        : dispatcher,
     threads: topology.threads,
     stageDir,
     context: undefined,

@@ -9,6 +9,7 @@ import { Embedding, type EmbeddingSource } from './embedding.ts'
 import { KvCache } from './kv-cache.ts'
 import { buildLayer, type Columns, columns, type LayerPart, type ShareSetup } from './layer-sessions.ts'
 import { type Phase, phases, type StepBuffers } from './layout.ts'
+import type { OwnExperts } from './own-experts.ts'
 import { chooseExperts } from './router.ts'
 
 /**
@@ -21,6 +22,8 @@ export type ForwardSetup = ShareSetup & {
   embedding: EmbeddingSource
   buffers: StepBuffers
   barrier: Barrier
+  /** Null where experts are computed elsewhere. */
+  experts: OwnExperts | null
 }
 
 export class Forward {
@@ -58,10 +61,11 @@ export class Forward {
   }
 
   /**
-   * Runs from layer `from` on (0: from the tokens) until routed experts are needed. Returns the layer that needs them,
-   * its routing in the shared buffers, or the number of layers. If `from` > 0, layer from-1's experts have answered.
+   * Runs from layer `from` on (0: from the tokens) until routed experts are needed that are not here, or, with `pauses`,
+   * until the next layer's experts have computed. Returns that layer, its routing in the shared buffers, or the number
+   * of layers. If `from` > 0, layer from-1's experts have answered.
    */
-  run(from: number, rows: number, items: readonly Item[]): number {
+  run(from: number, rows: number, items: readonly Item[], pauses: boolean): number {
     this.#clockMs = performance.now()
     if (from === 0) {
       this.#attention.beginStep()
@@ -73,9 +77,11 @@ export class Forward {
       this.#attend(part, layer, rows, items)
       if (part.ffn.kind === 'moe') {
         this.#route(part.ffn.spec, part.ffn.router, rows)
-        return layer
-      }
-      this.#dense(part.ffn, rows)
+        if (this.#setup.experts === null) return layer
+        this.#computeExperts(this.#setup.experts, layer, rows, part.ffn.spec.expertsPerToken)
+        if (pauses) return layer
+        this.#combine(layer, rows)
+      } else this.#dense(part.ffn, rows)
     }
     return this.#layers.length
   }
@@ -160,6 +166,13 @@ export class Forward {
     this.#lap('router')
   }
 
+  #computeExperts(experts: OwnExperts, layer: number, rows: number, expertsPerToken: number): void {
+    this.#meet()
+    experts.compute(layer, rows, expertsPerToken)
+    this.#lap('expert')
+    this.#meet()
+  }
+
   #dense(ffn: LayerPart['ffn'] & { kind: 'dense' }, rows: number): void {
     const { buffers, spec } = this.#setup
     if (ffn.gateUp !== null) {
@@ -209,6 +222,7 @@ export class Forward {
   close(): void {
     this.#attention.close()
     this.#embedding.close()
+    this.#setup.experts?.close()
     for (const { qkv, output, ffn } of this.#layers) {
       qkv?.dispose()
       output?.session.dispose()

@@ -33,6 +33,8 @@ export type StepBuffers = {
   outputRows: Int32Array<SharedArrayBuffer>
   rows: RowBuffer
   outputs: OutputBuffer
+  /** [layers, experts of the widest]: rows that each expert got since the start, where the team computes experts itself. */
+  expertRows: Float64Array<SharedArrayBuffer>
   /** Head slice: what is asked of each row, `headWords` each. */
   head: Int32Array<SharedArrayBuffer>
   /** [S, V]; log-probabilities in place where all of them were asked for. */
@@ -64,6 +66,8 @@ export const controlWords = {
   stoppedAt: 9,
   /** Three words. */
   barrier: 10,
+  /** A run ends when a layer's experts have computed, so that the step's routing can be read. */
+  pauses: 13,
   size: 16,
 } as const
 
@@ -85,6 +89,7 @@ export const phases = [
   'attention',
   'output',
   'router',
+  'expert',
   'combine',
   'dense',
   'head',
@@ -113,6 +118,7 @@ export function createStepBuffers(spec: ModelSpec, format: WeightFormat, limits:
   const heads = widest(({ attention }) => attention.heads + attention.kvHeads)
   const inner = widest(({ ffn }) => (ffn.kind === 'dense' ? ffn.inner : 0))
   const expertsPerToken = Math.max(0, ...moeLayers(spec).map(({ ffn }) => ffn.expertsPerToken))
+  const experts = Math.max(0, ...moeLayers(spec).map(({ ffn }) => ffn.experts))
   const floats = (count: number) => new Float32Array(shared(count * 4))
   const ints = (count: number) => new Int32Array(shared(count * 4))
   return {
@@ -128,6 +134,7 @@ export function createStepBuffers(spec: ModelSpec, format: WeightFormat, limits:
     outputRows: ints(rowsMax * expertsPerToken),
     rows: createRowBuffer(rowEncoding(format), spec.hidden, expertsPerToken > 0 ? rowsMax : 0),
     outputs: createOutputBuffer(spec.hidden, rowsMax * expertsPerToken),
+    expertRows: new Float64Array(shared(spec.layers.length * experts * 8)),
     head: ints(headRowsMax * headWords.size),
     logits: floats(headRowsMax * spec.vocabulary),
     results: ints(headRowsMax * resultWords.size),

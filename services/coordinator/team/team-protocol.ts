@@ -1,3 +1,4 @@
+import type { ShardSource } from '../../expert/host.ts'
 import type { WeightFormat } from '../../model/format.ts'
 import type { ModelSpec } from '../../model/spec.ts'
 import type { SamplingOptions } from '../request.ts'
@@ -14,6 +15,8 @@ export type ThreadSetup = {
   buffers: StepBuffers
   stageDir: string
   avoidSaturation: boolean
+  /** Experts that this thread computes; null where none of the team's threads does. */
+  shards: readonly ShardSource[] | null
 }
 
 export type ToThread =

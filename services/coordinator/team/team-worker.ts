@@ -4,9 +4,10 @@ import { parentPort, receiveMessageOnPort, workerData } from 'node:worker_thread
 import { openPack } from '../../pack/reader.ts'
 import { announce, Barrier, BarrierBroken, waitForChange } from '../../runtime/signal.ts'
 import type { Item } from './attention.ts'
-import { Forward } from './forward.ts'
+import { Forward, type ForwardSetup } from './forward.ts'
 import { HeadOutput } from './head-output.ts'
 import { commands, controlWords, headWords, itemWords } from './layout.ts'
+import { OwnExperts } from './own-experts.ts'
 import type { FromThread, ThreadSetup, ToThread } from './team-protocol.ts'
 
 /** A thread of a coordinator's team: sleeps until a command comes, computes its share, and says so. */
@@ -22,7 +23,7 @@ const say = (message: FromThread) => port.postMessage(message)
 const pack = openPack(packDir)
 const embedding = pack.tensor('embed')
 const barrier = new Barrier(control, controlWords.barrier, threads)
-const forward = new Forward({
+const share: Omit<ForwardSetup, 'experts'> = {
   spec,
   format,
   source: {
@@ -38,7 +39,9 @@ const forward = new Forward({
   session: { stageDir: setup.stageDir, provider: 'cpu', avoidSaturation: setup.avoidSaturation },
   buffers,
   barrier,
-})
+}
+const experts = setup.shards && new OwnExperts(share, setup.shards)
+const forward = new Forward({ ...share, experts })
 const output = new HeadOutput(spec.vocabulary, limits.topMax, buffers)
 
 function readItems(): Item[] {
@@ -63,7 +66,7 @@ function run(): void {
     items = readItems()
     output.beginStep(items)
   }
-  const stoppedAt = forward.run(from, rows, items)
+  const stoppedAt = forward.run(from, rows, items, Atomics.load(control, controlWords.pauses) !== 0)
   if (thread === 0) Atomics.store(control, controlWords.stoppedAt, stoppedAt)
 }
 

@@ -1,5 +1,6 @@
 import { Worker } from 'node:worker_threads'
 import { MoeshError } from '../../config/errors.ts'
+import type { ShardSource } from '../../expert/host.ts'
 import type { WeightFormat } from '../../model/format.ts'
 import type { ModelSpec } from '../../model/spec.ts'
 import { announce, Barrier, changed } from '../../runtime/signal.ts'
@@ -13,6 +14,7 @@ import {
   type StepBuffers,
   type TeamLimits,
 } from './layout.ts'
+import { shareExperts } from './own-experts.ts'
 import type { FromThread, ThreadSetup, ToThread } from './team-protocol.ts'
 
 export type TeamOptions = {
@@ -23,14 +25,16 @@ export type TeamOptions = {
   /** Where session files are staged. */
   stageDir: string
   avoidSaturation: boolean
+  /** All experts, for the team to compute them too; null: they are computed elsewhere, see `run`. */
+  shards: readonly ShardSource[] | null
 }
 
 /** What is asked of one row of a head slice: see `headWords`. */
 export type HeadRow = { row: number; slot: number; target: number; position: number; top: number }
 
 /**
- * The threads that compute a coordinator's own share of the model: everything but routed experts. One command at a
- * time; the thread that calls it only waits.
+ * The threads that compute a coordinator's own share of the model: everything but routed experts, and those too where it
+ * was given them. One command at a time; the thread that calls it only waits.
  */
 export class Team {
   readonly buffers: StepBuffers
@@ -40,11 +44,13 @@ export class Team {
   #lost: Error | null = null
 
   private constructor(options: TeamOptions) {
-    const { spec, format, limits } = options
+    const { spec, format, limits, shards } = options
     this.buffers = createStepBuffers(spec, format, limits)
     this.#barrier = new Barrier(this.buffers.control, controlWords.barrier, limits.threads)
+    const shares = shards && shareExperts(shards, limits.threads)
     this.#threads = Array.from({ length: limits.threads }, (_, thread) => {
-      const workerData: ThreadSetup = { ...options, thread, buffers: this.buffers }
+      const shards = shares && (shares[thread] ?? [])
+      const workerData: ThreadSetup = { ...options, thread, buffers: this.buffers, shards }
       return new Worker(new URL('./team-worker.ts', import.meta.url), { workerData })
     })
   }
@@ -93,8 +99,12 @@ export class Team {
     control[controlWords.rows] = rows
   }
 
-  /** Runs the step from a layer on; resolves with the layer whose experts are needed, or the number of layers. */
-  async run(from: number): Promise<number> {
+  /**
+   * Runs the step from a layer on; resolves with the layer whose experts are needed, or the number of layers. A team that
+   * computes experts itself goes on to the end, or, with `pauses`, to the next layer whose experts have computed.
+   */
+  async run(from: number, pauses = false): Promise<number> {
+    this.buffers.control[controlWords.pauses] = pauses ? 1 : 0
     await this.#command(commands.run, from)
     return this.buffers.control[controlWords.stoppedAt] ?? 0
   }
