@@ -1,6 +1,7 @@
 import { MoeshError } from '../config/errors.ts'
 import type { ModelSpec } from '../model/spec.ts'
 import type { EngineLimits } from './engine.ts'
+import { kernelBytesMax } from './team/attention-kernel.ts'
 import { kvBlockTokens } from './team/kv-cache.ts'
 
 /** What the user may set; the rest follows from the model and the memory. */
@@ -18,20 +19,45 @@ const kvMemoryShare = 0.4
 const defaultBatchTokens = 512
 const defaultSequences = 128
 const queueMax = 1024
+/** Of keys and values; the attention kernel's scratch needs some of a thread's memory. */
+const threadBytesMax = kernelBytesMax - 256 * 2 ** 20
 
 /** Bytes that the keys and values of one token take, over all layers. */
 export function kvBytesPerToken(spec: ModelSpec): number {
   return spec.layers.reduce((sum, { attention }) => sum + 2 * attention.kvHeads * attention.headDim * 4, 0)
 }
 
-/** Errors: USAGE where the settings leave no room for a single sequence or ask for more than the model has. */
-export function engineCapacity(spec: ModelSpec, settings: CapacitySettings, freeBytes: number): EngineLimits {
-  const kvBytes = settings.kvMemory ?? Math.floor(freeBytes * kvMemoryShare)
-  const kvTokensMax = Math.floor(kvBytes / kvBytesPerToken(spec) / kvBlockTokens) * kvBlockTokens
+/** Of the thread that has the most KV heads. */
+function kvBytesPerTokenOfThread(spec: ModelSpec, threads: number): number {
+  return spec.layers.reduce((sum, { attention }) => {
+    return sum + 2 * Math.ceil(attention.kvHeads / threads) * attention.headDim * 4
+  }, 0)
+}
+
+/**
+ * Errors: USAGE where the settings leave no room for a single sequence, ask for more than the model has, or for a larger
+ * KV cache than the threads can hold.
+ */
+export function engineCapacity(
+  spec: ModelSpec,
+  settings: CapacitySettings,
+  { freeBytes, threads }: { freeBytes: number; threads: number },
+): EngineLimits {
+  const perToken = kvBytesPerToken(spec)
+  const holdable = Math.floor((threadBytesMax / kvBytesPerTokenOfThread(spec, threads)) * perToken)
+  if (settings.kvMemory !== undefined && settings.kvMemory > holdable) {
+    throw new MoeshError(
+      'USAGE',
+      `--kv-memory ${settings.kvMemory} is more than ${threads} threads can hold of this model: ${holdable} bytes`,
+      'give it less, or the coordinator more --threads',
+    )
+  }
+  const kvBytes = settings.kvMemory ?? Math.min(holdable, Math.floor(freeBytes * kvMemoryShare))
+  const kvTokensMax = Math.floor(kvBytes / perToken / kvBlockTokens) * kvBlockTokens
   if (kvTokensMax < kvBlockTokens) {
     throw new MoeshError(
       'USAGE',
-      `the KV cache has ${kvBytes} bytes, and ${kvBlockTokens} tokens of this model need ${kvBlockTokens * kvBytesPerToken(spec)}`,
+      `the KV cache has ${kvBytes} bytes, and ${kvBlockTokens} tokens of this model need ${kvBlockTokens * perToken}`,
       'give it more with --kv-memory',
     )
   }

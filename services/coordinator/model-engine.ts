@@ -11,6 +11,7 @@ import { createEngine } from './engine.ts'
 import type { Engine } from './request.ts'
 import { RequestCounters } from './request-counters.ts'
 import { StepCounters } from './step-counters.ts'
+import { kernelBytes } from './team/attention-kernel.ts'
 import { phases } from './team/layout.ts'
 import { Team } from './team/team.ts'
 
@@ -52,9 +53,9 @@ export async function startModelEngine(options: ModelEngineOptions): Promise<Mod
   const { pack, experts, threads, stageDir } = options
   const shards = 'dispatch' in experts ? null : experts
   const { spec, weightFormat: format } = pack.manifest
-  const limits = engineCapacity(spec, options, process.availableMemory())
+  const limits = engineCapacity(spec, options, { freeBytes: process.availableMemory(), threads })
   const avoidSaturation = saturatesInt8(stageDir)
-  const numerics = coordinatorNumerics({ stageDir, provider: 'cpu', avoidSaturation, format })
+  const numerics = coordinatorNumerics({ stageDir, provider: 'cpu', avoidSaturation, format }, kernelBytes)
   const team = await Team.start({
     spec,
     format,

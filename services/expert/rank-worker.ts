@@ -2,7 +2,7 @@ import assert from 'node:assert/strict'
 import { parentPort, receiveMessageOnPort, workerData } from 'node:worker_threads'
 import { MoeshError } from '../config/errors.ts'
 import type { OutputBuffer, RowBuffer } from '../dispatch/rows.ts'
-import { runtimeMs } from '../runtime/session.ts'
+import { kernelMs } from '../runtime/inside.ts'
 import { announce, waitForChange } from '../runtime/signal.ts'
 import { RankExperts } from './rank-experts.ts'
 import { controlWords, type FromRank, jobHeader, type RankSetup, type ToRank } from './rank-protocol.ts'
@@ -102,7 +102,7 @@ function computeJob(): void {
     Atomics.store(control, controlWords.failed, 1)
   }
   setup.computeMs[0] = performance.now() - started
-  setup.computeMs[1] = runtimeMs()
+  setup.computeMs[1] = kernelMs()
   announce(control, controlWords.finished)
 }
 

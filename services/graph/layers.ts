@@ -139,24 +139,3 @@ function dispatchedRows(g: GraphBuilder, format: WeightFormat, hidden: number): 
   const data = g.input('rows', 'u8', ['M', format === 'int8' ? 2 * hidden : hidden])
   return decodeActivations(g, format, { data, scale: g.input('scales', 'f32', ['M', 1]) }, hidden)
 }
-
-/**
- * Attention of the KV heads of one thread. `q` [Hk, R, D] with the query heads of a KV head as rows (R >= 2, a single
- * row takes another kernel), `k` and `v` [Hk, T, D] with T a multiple of 16 (the sums' order depends on it otherwise),
- * `mask` [R or 1, T] → `y` [Hk, R, D]. The softmax is made of plain operators: the fused one sums in an order that
- * differs between CPUs.
- */
-export function attentionGraph(scale: number): Graph {
-  const g = new GraphBuilder()
-  const q = g.input('q', 'f32', ['Hk', 'R', 'D'])
-  const k = g.input('k', 'f32', ['Hk', 'T', 'D'])
-  const v = g.input('v', 'f32', ['Hk', 'T', 'D'])
-  const mask = g.input('mask', 'f32', ['Rm', 'T'])
-  const transposed = g.op('Transpose', [k], { perm: { ints: [0, 2, 1] } })
-  const scores = g.op('Add', [g.op('Mul', [g.op('MatMul', [q, transposed]), g.scalar(scale)]), mask])
-  const largest = g.op('ReduceMax', [scores, g.ints(-1)], { keepdims: { int: 1 } })
-  const weights = g.op('Exp', [g.op('Sub', [scores, largest])])
-  const sum = g.op('ReduceSum', [weights, g.ints(-1)], { keepdims: { int: 1 } })
-  g.output('y', g.op('Div', [g.op('MatMul', [weights, v]), sum]), 'f32', ['Hk', 'R', 'D'])
-  return g.graph
-}

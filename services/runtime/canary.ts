@@ -1,6 +1,6 @@
 import { createHash } from 'node:crypto'
 import type { Weight } from '../graph/graph.ts'
-import { attentionGraph, expertGraph, projectionGraph, routerGraph } from '../graph/layers.ts'
+import { expertGraph, projectionGraph, routerGraph } from '../graph/layers.ts'
 import type { LinearWeights } from '../graph/linear.ts'
 import { linearParts, type WeightFormat } from '../model/format.ts'
 import { createSession, type Feed, type Provider, runtimeVersion, type SessionOptions } from './session.ts'
@@ -26,11 +26,14 @@ export function expertNumerics(options: NumericsOptions): string {
   return className(options.provider, hash.digest('hex'))
 }
 
-/** Of a coordinator's own share: linear layers, attention, router, and the host's own functions. Always on the CPU. */
-export function coordinatorNumerics(options: NumericsOptions): string {
+/**
+ * Of a coordinator's own share: linear layers, router, and the host's own functions. Always on the CPU. `kernel`: the
+ * attention kernel's code, which computes the same bits everywhere.
+ */
+export function coordinatorNumerics(options: NumericsOptions, kernel: Uint8Array): string {
   const hash = createHash('sha256')
   const cpu = { ...options, provider: 'cpu' as const }
-  hash.update(projectionBits(cpu)).update(routerBits(cpu)).update(attentionBits(cpu)).update(hostBits())
+  hash.update(projectionBits(cpu)).update(routerBits(cpu)).update(hostBits()).update(kernel)
   return className('cpu', hash.digest('hex'))
 }
 
@@ -139,18 +142,6 @@ function routerBits(options: NumericsOptions): Uint8Array {
   const router = weight('f32', [hidden, 20], asBytes(numbers.floats(hidden * 20)))
   const graph = routerGraph({ format: options.format, hidden, experts: 20, norm, router })
   return Buffer.concat(run(options, graph, { x: floatFeed([3, hidden], numbers.floats(3 * hidden)) }))
-}
-
-function attentionBits(options: NumericsOptions): Uint8Array {
-  const numbers = new Numbers()
-  return Buffer.concat(
-    run(options, attentionGraph(0.125), {
-      q: floatFeed([2, 3, 64], numbers.floats(2 * 3 * 64)),
-      k: floatFeed([2, 128, 64], numbers.floats(2 * 128 * 64)),
-      v: floatFeed([2, 128, 64], numbers.floats(2 * 128 * 64)),
-      mask: floatFeed([3, 128], new Float32Array(3 * 128)),
-    }),
-  )
 }
 
 /** Exponentials, roots and rotations that the coordinator computes in JavaScript. */

@@ -15,6 +15,7 @@ import { join } from 'node:path'
 import { MoeshError } from '../config/errors.ts'
 import type { FilePiece, Graph, Weight } from '../graph/graph.ts'
 import { encodeModel, type OnnxTensor } from '../graph/onnx.ts'
+import { addKernelMs } from './inside.ts'
 
 /**
  * ONNX Runtime sessions from graphs, through the synchronous binding of onnxruntime-node: its public `run` is the same
@@ -49,13 +50,6 @@ export type SessionOptions = {
   provider: Provider
   /** Use 8-bit kernels that do not saturate: needed on CPUs without VNNI, see `probe.ts`. */
   avoidSaturation: boolean
-}
-
-let insideMs = 0
-
-/** ms that this thread has spent inside ONNX Runtime's run call since it started: what is left of its time is ours. */
-export function runtimeMs(): number {
-  return insideMs
 }
 
 type BindingSession = {
@@ -112,7 +106,7 @@ function createStagedSession(graph: Graph, options: SessionOptions): Session {
       run: (feeds) => {
         const startedMs = performance.now()
         const fetched = session.run(feeds, fetches, {})
-        insideMs += performance.now() - startedMs
+        addKernelMs(performance.now() - startedMs)
         return fetched
       },
       dispose: () => session.dispose(),

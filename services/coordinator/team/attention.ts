@@ -1,16 +1,14 @@
-import assert from 'node:assert/strict'
-import { attentionGraph } from '../../graph/layers.ts'
 import type { AttentionSpec, RopeSpec } from '../../model/spec.ts'
-import { createSession, type Session, type SessionOptions } from '../../runtime/session.ts'
+import type { AttentionKernel, Span } from './attention-kernel.ts'
 import { isEmpty, type Range } from './cut.ts'
-import { type KvCache, kvBlockTokens, kvCapacity, type LayerCache } from './kv-cache.ts'
+import { type KvCache, kvBlockTokens } from './kv-cache.ts'
 import { RopeTable } from './rope.ts'
 
-/** Hides a key; finite, so that a row of nothing but hidden keys stays finite too. */
-const hidden = -1e30
-
-/** Query rows of one run, before the heads of a group are stacked. */
+/** Positions of one call of the kernel. */
 const tileRows = 64
+/** Rows that the kernel scores at once, and what else it asks of its scratch. */
+const scoredRows = 8
+const scratchHeader = 64
 
 /** Rows of one sequence in a step: positions start … start+count-1, lying in rows row … of the step. */
 export type Item = { slot: number; start: number; count: number; row: number }
@@ -24,7 +22,6 @@ export type AttentionPart = {
   kNorm: Float32Array | null
   normEps: number
   rope: RopeTable
-  session: Session
 }
 
 /** The columns of a thread's fused projection, per row: its query heads, its key heads, its value heads. */
@@ -34,34 +31,29 @@ export function projectionWidth({ spec, kvHeads }: Pick<AttentionPart, 'spec' | 
 }
 
 /**
- * Attention over the KV cache of one thread. The query heads of a KV head are stacked as rows, so that grouped heads
- * share one product; queries go in tiles of rows whose keys end with the tile.
+ * Attention over the KV cache of one thread. The query heads of a KV head are stacked as rows, which share its keys and
+ * values.
  */
 export class Attention {
-  readonly #options: SessionOptions
+  readonly #kernel: AttentionKernel
   readonly #cache: KvCache
-  readonly #sessions = new Map<number, Session>()
   readonly #ropes = new Map<string, RopeTable>()
-  readonly #masks = new Map<string, Float32Array>()
-  #q = new Float32Array(0)
-  /** Zeros, then a block of hidden: a view of it is the mask of one row. */
-  #rowMask = new Float32Array(0)
-  #rowMaskZeros = 0
+  // In the kernel's memory: queries and outputs [heads][rows][headDim], what each row sees, where blocks lie, scores.
+  readonly #q: Span = { at: 0, bytes: 0 }
+  readonly #out: Span = { at: 0, bytes: 0 }
+  readonly #firsts: Span = { at: 0, bytes: 0 }
+  readonly #ends: Span = { at: 0, bytes: 0 }
+  readonly #blocks: Span = { at: 0, bytes: 0 }
+  readonly #scratch: Span = { at: 0, bytes: 0 }
 
-  constructor(options: SessionOptions, cache: KvCache) {
-    this.#options = options
+  constructor(kernel: AttentionKernel, cache: KvCache) {
+    this.#kernel = kernel
     this.#cache = cache
   }
 
-  /** Layers with equal rotations share a table, those with an equal scale a session. */
-  part(weights: Omit<AttentionPart, 'rope' | 'session'>): AttentionPart {
-    const { rope, scale } = weights.spec
-    return { ...weights, rope: this.#rope(rope), session: this.#session(scale) }
-  }
-
-  /** Masks are the same in all layers of a step; forget those of the last. */
-  beginStep(): void {
-    this.#masks.clear()
+  /** Layers with equal rotations share a table. */
+  part(weights: Omit<AttentionPart, 'rope'>): AttentionPart {
+    return { ...weights, rope: this.#rope(weights.spec.rope) }
   }
 
   /**
@@ -78,24 +70,19 @@ export class Attention {
     out: Float32Array,
   ): void {
     if (isEmpty(part.kvHeads)) return
-    for (const item of items) {
-      part.rope.reserve(item.start + item.count)
-      let done = 0
-      while (done < item.count) {
-        const start = item.start + done
-        // Tiles end at multiples of their size, so that a whole prompt and its chunks share masks where they can.
-        const count = Math.min(item.count - done, tileRows - (start % tileRows))
-        const cache = this.#cache.grow(item.slot, layer, start + count)
-        this.#appendKeys(part, cache, qkv, squares, item.row + done, start, count)
-        this.#tile(part, cache, qkv, squares, item.row + done, start, count, out)
-        done += count
+    for (const { slot, start, count, row } of items) {
+      const blocks = this.#cache.reserve(slot, layer, start + count)
+      part.rope.reserve(start + count)
+      this.#appendKeys(part, blocks, qkv, squares, row, start, count)
+      for (let done = 0; done < count; done += tileRows) {
+        this.#tile(part, blocks, qkv, squares, row + done, start + done, Math.min(tileRows, count - done), out)
       }
     }
   }
 
   #appendKeys(
     part: AttentionPart,
-    cache: LayerCache,
+    blocks: readonly number[],
     qkv: Float32Array,
     squares: Float64Array,
     row: number,
@@ -108,24 +95,26 @@ export class Attention {
     const width = projectionWidth(part)
     const keysAt = (spec.heads / spec.kvHeads) * heads * headDim
     const valuesAt = keysAt + heads * headDim
+    const { floats } = this.#kernel
     for (let i = 0; i < count; i++) {
       const position = start + i
+      const block = (blocks[Math.floor(position / kvBlockTokens)] ?? 0) / 4
       for (let head = 0; head < heads; head++) {
         const key = (row + i) * width + keysAt + head * headDim
-        const to = (head * cache.capacity + position) * headDim
+        const to = block + (head * kvBlockTokens + (position % kvBlockTokens)) * headDim
         normHead(part, 'key', kvHeads.from + head, qkv, key, squares, row + i)
         clip(spec, qkv, key, headDim)
-        part.rope.rotate(qkv, key, cache.k, to, position)
+        part.rope.rotate(qkv, key, floats, to, position)
         const value = (row + i) * width + valuesAt + head * headDim
         clip(spec, qkv, value, headDim)
-        for (let d = 0; d < headDim; d++) cache.v[to + d] = qkv[value + d] ?? 0
+        floats.set(qkv.subarray(value, value + headDim), to + heads * kvBlockTokens * headDim)
       }
     }
   }
 
   #tile(
     part: AttentionPart,
-    cache: LayerCache,
+    blocks: readonly number[],
     qkv: Float32Array,
     squares: Float64Array,
     row: number,
@@ -133,85 +122,65 @@ export class Attention {
     count: number,
     out: Float32Array,
   ): void {
+    const kernel = this.#kernel
     const { spec, kvHeads } = part
     const { headDim } = spec
     const heads = kvHeads.to - kvHeads.from
     const group = spec.heads / spec.kvHeads
     const width = projectionWidth(part)
-    // A single row would take another kernel, with other bits: it goes twice.
-    const rows = Math.max(2, count * group)
-    const size = heads * rows * headDim
-    if (this.#q.length < size) this.#q = new Float32Array(size)
-    const q = this.#q
+    const rows = count * group
+    const q = kernel.reserve(this.#q, heads * rows * headDim * 4)
+    const y = kernel.reserve(this.#out, heads * rows * headDim * 4)
+    this.#setVisible(spec.window, group, start, count)
+    const table = this.#setBlocks(blocks, start + count)
+    const capacity = Math.ceil((start + count) / kvBlockTokens) * kvBlockTokens
+    const scratch = kernel.reserve(this.#scratch, scratchHeader + scoredRows * capacity * 4)
+
+    const { floats } = kernel
     for (let i = 0; i < count; i++) {
       for (let head = 0; head < heads; head++) {
         for (let member = 0; member < group; member++) {
           const from = (row + i) * width + (head * group + member) * headDim
-          const to = (head * rows + i * group + member) * headDim
+          const to = q / 4 + (head * rows + i * group + member) * headDim
           const queryHead = (kvHeads.from + head) * group + member
           normHead(part, 'query', queryHead, qkv, from, squares, row + i)
           clip(spec, qkv, from, headDim)
-          part.rope.rotate(qkv, from, q, to, start + i)
-          if (count * group === 1) q.copyWithin(to + headDim, to, to + headDim)
+          part.rope.rotate(qkv, from, floats, to, start + i)
         }
       }
     }
-    const mask = this.#mask(spec.window, group, start, count, cache.capacity)
-    const { y } = part.session.run({
-      q: { dims: [heads, rows, headDim], type: 'float32', data: q.subarray(0, size), location: 'cpu' },
-      k: { dims: [heads, cache.capacity, headDim], type: 'float32', data: cache.k, location: 'cpu' },
-      v: { dims: [heads, cache.capacity, headDim], type: 'float32', data: cache.v, location: 'cpu' },
-      mask: {
-        dims: [mask.length / cache.capacity, cache.capacity],
-        type: 'float32',
-        data: mask,
-        location: 'cpu',
-      },
-    })
-    const result = y?.data
-    assert(result instanceof Float32Array)
+    kernel.attend(q, y, rows, this.#firsts.at, this.#ends.at, table, heads, headDim, spec.scale, scratch)
     const outWidth = spec.heads * headDim
     for (let head = 0; head < heads; head++) {
       for (let i = 0; i < count; i++) {
-        const from = (head * rows + i * group) * headDim
-        const to = (row + i) * outWidth + (kvHeads.from + head) * group * headDim
-        out.set(result.subarray(from, from + group * headDim), to)
+        const from = y / 4 + (head * rows + i * group) * headDim
+        out.set(
+          floats.subarray(from, from + group * headDim),
+          (row + i) * outWidth + (kvHeads.from + head) * group * headDim,
+        )
       }
     }
   }
 
-  /** [rows, capacity], or [1, capacity] for a single position: 0 where a key may be seen. */
-  #mask(window: number | null, group: number, start: number, count: number, capacity: number): Float32Array {
-    if (count === 1 && window === null) return this.#singleRowMask(start, capacity)
-    const key = `${window}/${group}/${start}/${count}/${capacity}`
-    const known = this.#masks.get(key)
-    if (known) return known
-    const rows = count === 1 ? 1 : count * group
-    const mask = new Float32Array(rows * capacity).fill(hidden)
-    for (let row = 0; row < rows; row++) {
-      const position = start + (count === 1 ? 0 : Math.floor(row / group))
-      const first = window === null ? 0 : Math.max(0, position - window + 1)
-      mask.fill(0, row * capacity + first, row * capacity + position + 1)
+  /** Each row sees the keys up to its own, or the last `window` of them. */
+  #setVisible(window: number | null, group: number, start: number, count: number): void {
+    const kernel = this.#kernel
+    const firsts = kernel.reserve(this.#firsts, count * group * 4) / 4
+    const ends = kernel.reserve(this.#ends, count * group * 4) / 4
+    const { ints } = kernel
+    for (let row = 0; row < count * group; row++) {
+      const end = start + Math.floor(row / group) + 1
+      ints[firsts + row] = window === null ? 0 : Math.max(0, end - window)
+      ints[ends + row] = end
     }
-    this.#masks.set(key, mask)
-    return mask
   }
 
-  #singleRowMask(position: number, capacity: number): Float32Array {
-    if (this.#rowMaskZeros < position + 1) {
-      this.#rowMaskZeros = 2 * kvCapacity(position + 1)
-      this.#rowMask = new Float32Array(this.#rowMaskZeros + kvBlockTokens).fill(hidden, this.#rowMaskZeros)
-    }
-    const from = this.#rowMaskZeros - (position + 1)
-    return this.#rowMask.subarray(from, from + capacity)
-  }
-
-  #session(scale: number): Session {
-    const known = this.#sessions.get(scale)
-    if (known) return known
-    const session = createSession(attentionGraph(scale), this.#options)
-    this.#sessions.set(scale, session)
-    return session
+  #setBlocks(blocks: readonly number[], tokens: number): number {
+    const count = Math.ceil(tokens / kvBlockTokens)
+    const at = this.#kernel.reserve(this.#blocks, count * 4)
+    const { ints } = this.#kernel
+    for (let index = 0; index < count; index++) ints[at / 4 + index] = blocks[index] ?? 0
+    return at
   }
 
   #rope(rope: RopeSpec): RopeTable {
@@ -222,10 +191,6 @@ export class Attention {
       this.#ropes.set(key, table)
     }
     return table
-  }
-
-  close(): void {
-    for (const session of this.#sessions.values()) session.dispose()
   }
 }
 

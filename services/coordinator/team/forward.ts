@@ -1,9 +1,11 @@
 import assert from 'node:assert/strict'
 import { rowMultiple } from '../../graph/linear.ts'
 import type { MoeFfnSpec } from '../../model/spec.ts'
-import { runtimeMs, type Session } from '../../runtime/session.ts'
+import { kernelMs } from '../../runtime/inside.ts'
+import type { Session } from '../../runtime/session.ts'
 import type { Barrier } from '../../runtime/signal.ts'
 import { Attention, type Item, projectionWidth, sumSquares } from './attention.ts'
+import { AttentionKernel } from './attention-kernel.ts'
 import { cut, cutColumns } from './cut.ts'
 import { Embedding, type EmbeddingSource } from './embedding.ts'
 import { KvCache } from './kv-cache.ts'
@@ -36,19 +38,21 @@ export class Forward {
   readonly #headRows: Float32Array
   readonly #scores: Float64Array
   #clockMs = 0
-  #runtimeMs = runtimeMs()
+  #runtimeMs = kernelMs()
 
   constructor(setup: ForwardSetup) {
     this.#setup = setup
     const { spec, thread, threads } = setup
     const heads = spec.layers.map(({ attention }) => cut(attention.kvHeads, threads, thread))
+    const kernel = new AttentionKernel()
     this.cache = new KvCache(
+      kernel,
       spec.layers.map(({ attention }, layer) => ({
         heads: (heads[layer]?.to ?? 0) - (heads[layer]?.from ?? 0),
         headDim: attention.headDim,
       })),
     )
-    this.#attention = new Attention(setup.session, this.cache)
+    this.#attention = new Attention(kernel, this.cache)
     this.#embedding = new Embedding(setup.embedding, spec.hidden)
     if (setup.thread === 0) this.#embedding.warm(spec.vocabulary)
     this.#layers = spec.layers.map((layer, index) =>
@@ -68,7 +72,6 @@ export class Forward {
   run(from: number, rows: number, items: readonly Item[], pauses: boolean): number {
     this.#clockMs = performance.now()
     if (from === 0) {
-      this.#attention.beginStep()
       this.#embed(rows)
     } else this.#combine(from - 1, rows)
     for (let layer = from; layer < this.#layers.length; layer++) {
@@ -220,7 +223,6 @@ export class Forward {
   }
 
   close(): void {
-    this.#attention.close()
     this.#embedding.close()
     this.#setup.experts?.close()
     for (const { qkv, output, ffn } of this.#layers) {
@@ -269,7 +271,7 @@ export class Forward {
   /** The time since the last lap belongs to `phase`. */
   #lap(phase: Phase): void {
     const now = performance.now()
-    const inside = runtimeMs()
+    const inside = kernelMs()
     const { profile, runtime } = this.#setup.buffers
     const place = this.#setup.thread * phases.length + phases.indexOf(phase)
     profile[place] = (profile[place] ?? 0) + now - this.#clockMs

@@ -1,0 +1,112 @@
+import { readFileSync } from 'node:fs'
+import { MoeshError } from '../../config/errors.ts'
+import { addKernelMs } from '../../runtime/inside.ts'
+import { kvBlockTokens } from './kv-cache.ts'
+
+/** What of WebAssembly is used; the language's own declarations do not have it. */
+declare const WebAssembly: {
+  Memory: new (descriptor: { initial: number; maximum: number }) => KernelPages
+  Module: new (bytes: Uint8Array) => object
+  Instance: new (module: object, imports: { env: { memory: KernelPages } }) => { exports: KernelExports }
+}
+type KernelPages = { readonly buffer: ArrayBuffer; grow(pages: number): number }
+type KernelExports = {
+  readonly blockTokens: { readonly value: number }
+  attend(
+    q: number,
+    out: number,
+    rows: number,
+    firsts: number,
+    ends: number,
+    blocks: number,
+    heads: number,
+    headDim: number,
+    scale: number,
+    scratch: number,
+  ): void
+}
+
+/** `kernel/attention.ts`, compiled. Its bytes are part of what a coordinator's bits depend on. */
+export const kernelBytes = readFileSync(new URL('./kernel/attention.wasm', import.meta.url))
+
+const pageBytes = 65536
+const pagesMax = 65536
+const alignment = 64
+/** Grown by so many at once: growing makes new views of all of it. */
+const growPages = 256
+
+/** What one thread's keys, values and scratch can take at most: pointers have 32 bits. */
+export const kernelBytesMax = pagesMax * pageBytes
+
+/** A span of the memory that holds at least what was asked for last; what it held before is lost when it grows. */
+export type Span = { at: number; bytes: number }
+
+/** The attention kernel and the memory of one thread that it works in. Addresses are in bytes. */
+export class AttentionKernel {
+  readonly #pages: KernelPages
+  readonly #exports: KernelExports
+  #floats: Float32Array<ArrayBuffer>
+  #ints: Int32Array<ArrayBuffer>
+  /** Address 0 is left free, and the last line: the kernel reads whole lines. */
+  #used = alignment
+
+  constructor() {
+    this.#pages = new WebAssembly.Memory({ initial: 1, maximum: pagesMax })
+    const module = new WebAssembly.Module(kernelBytes)
+    this.#exports = new WebAssembly.Instance(module, { env: { memory: this.#pages } }).exports
+    this.#floats = new Float32Array(this.#pages.buffer)
+    this.#ints = new Int32Array(this.#pages.buffer)
+    if (this.#exports.blockTokens.value !== kvBlockTokens) {
+      throw new MoeshError('INTERNAL', 'the attention kernel was compiled for blocks of another size')
+    }
+  }
+
+  /** The whole memory; another array after `allocate`. */
+  get floats(): Float32Array<ArrayBuffer> {
+    return this.#floats
+  }
+
+  get ints(): Int32Array<ArrayBuffer> {
+    return this.#ints
+  }
+
+  allocate(bytes: number): number {
+    const at = this.#used
+    const end = at + Math.ceil(bytes / alignment) * alignment
+    const missing = Math.ceil((end + 4 * alignment - this.#pages.buffer.byteLength) / pageBytes)
+    if (missing > 0) this.#grow(missing)
+    this.#used = end
+    return at
+  }
+
+  reserve(span: Span, bytes: number): number {
+    if (bytes > span.bytes) {
+      span.bytes = Math.max(bytes, 2 * span.bytes)
+      span.at = this.allocate(span.bytes)
+    }
+    return span.at
+  }
+
+  /** See `kernel/attention.ts`. */
+  attend(...args: Parameters<KernelExports['attend']>): void {
+    const startedMs = performance.now()
+    this.#exports.attend(...args)
+    addKernelMs(performance.now() - startedMs)
+  }
+
+  #grow(missing: number): void {
+    const room = pagesMax - this.#pages.buffer.byteLength / pageBytes
+    try {
+      this.#pages.grow(Math.min(room, Math.max(missing, growPages)))
+    } catch (cause) {
+      throw new MoeshError(
+        'INTERNAL',
+        `there is no memory for ${missing * pageBytes} more bytes of keys and values`,
+        'give the KV cache less with --kv-memory, or the coordinator more --threads',
+        { cause },
+      )
+    }
+    this.#floats = new Float32Array(this.#pages.buffer)
+    this.#ints = new Int32Array(this.#pages.buffer)
+  }
+}

@@ -1,0 +1,265 @@
+// AssemblyScript, compiled by build.mjs to attention.wasm: TypeScript with the types and vectors of WebAssembly.
+
+/**
+ * Attention of query rows over keys and values in blocks: softmax(q kᵀ scale) v, as in "Attention Is All You Need"
+ * (Vaswani et al., 2017), with the paged cache of vLLM (Kwon et al., 2023). Every row is computed by itself, in one order
+ * that depends on its first and last visible key alone: not on the rows beside it, and not on the processor, since
+ * WebAssembly's arithmetic is IEEE 754 without fused operations.
+ */
+
+/** Keys and values of a block: [heads][blockTokens][headDim] keys, then as many values. */
+export const blockTokens: i32 = 32
+/** Rows that go over a block while it is in the cache. */
+const rowsAtOnce: i32 = 8
+/** Hides a key, finite. */
+const hidden: f32 = -1e30
+
+/**
+ * `q` and `out`: [heads][rows][headDim] f32. `firsts`, `ends`: [rows] i32, each row sees the keys first … end-1 of the
+ * sequence. `blocks`: [blocks] u32, where each lies. `scratch`: room for `rowsAtOnce` rows of scores over all keys from
+ * the first block on, and 64 bytes. headDim: a multiple of 4.
+ */
+export function attend(
+  q: usize,
+  out: usize,
+  rows: i32,
+  firsts: usize,
+  ends: usize,
+  blocks: usize,
+  heads: i32,
+  headDim: i32,
+  scale: f32,
+  scratch: usize,
+): void {
+  const rowBytes: usize = <usize>headDim * 4
+  const headBytes: usize = <usize>blockTokens * rowBytes
+  for (let head = 0; head < heads; head++) {
+    const keysAt: usize = headBytes * head
+    const valuesAt: usize = headBytes * (heads + head)
+    for (let from = 0; from < rows; from += rowsAtOnce) {
+      const row: usize = <usize>(head * rows + from) * rowBytes
+      const at: usize = <usize>from << 2
+      const count = min(rowsAtOnce, rows - from)
+      attendHead(q + row, out + row, count, firsts + at, ends + at, blocks, keysAt, valuesAt, headDim, scale, scratch)
+    }
+  }
+}
+
+function attendHead(
+  q: usize,
+  out: usize,
+  rows: i32,
+  firsts: usize,
+  ends: usize,
+  blocks: usize,
+  keysAt: usize,
+  valuesAt: usize,
+  headDim: i32,
+  scale: f32,
+  scratch: usize,
+): void {
+  const rowBytes: usize = <usize>headDim * 4
+  const scales = f32x4.splat(scale)
+  let first = i32.MAX_VALUE
+  let end = 0
+  for (let r = 0; r < rows; r++) {
+    first = min(first, int(firsts, r))
+    end = max(end, int(ends, r))
+  }
+  const firstBlock = first / blockTokens
+  const endBlock = (end + blockTokens - 1) / blockTokens
+  // The scores of a row; key t of the sequence lies at scores + 4 t.
+  const stride: usize = <usize>((endBlock - firstBlock) * blockTokens) << 2
+  const scores: usize = scratch + 64 - (<usize>(firstBlock * blockTokens) << 2)
+
+  for (let block = firstBlock; block < endBlock; block++) {
+    const start = block * blockTokens
+    const keys = <usize>load<u32>(blocks + (<usize>block << 2)) + keysAt
+    v128.store(scratch, touched(keys, <usize>min(blockTokens, end - start) * rowBytes))
+    for (let r = 0; r < rows; r++) {
+      const to = min(int(ends, r), start + blockTokens)
+      // Four at a time; those of them that are not visible are overwritten by the softmax.
+      for (let t = max(int(firsts, r), start) & ~3; t < to; t += 4) {
+        const score = scores + stride * r + (<usize>t << 2)
+        v128.store(score, f32x4.mul(scales, dotFour(q + rowBytes * r, keys + <usize>(t - start) * rowBytes, rowBytes)))
+      }
+    }
+  }
+  for (let r = 0; r < rows; r++) {
+    f32.store(scratch + 16 + (<usize>r << 2), softmax(scores + stride * r, int(firsts, r), int(ends, r)))
+    memory.fill(out + rowBytes * r, 0, rowBytes)
+  }
+  for (let block = firstBlock; block < endBlock; block++) {
+    const start = block * blockTokens
+    const values = <usize>load<u32>(blocks + (<usize>block << 2)) + valuesAt
+    v128.store(scratch, touched(values, <usize>min(blockTokens, end - start) * rowBytes))
+    for (let r = 0; r < rows; r++) {
+      const from = max(int(firsts, r), start)
+      const to = min(int(ends, r), start + blockTokens)
+      if (from >= to) continue
+      const weights = scores + stride * r + (<usize>from << 2)
+      addWeighted(out + rowBytes * r, weights, values + <usize>(from - start) * rowBytes, to - from, rowBytes)
+    }
+  }
+  for (let r = 0; r < rows; r++) {
+    const sum = v128.load_splat<f32>(scratch + 16 + (<usize>r << 2))
+    const row = out + rowBytes * r
+    for (let at: usize = 0; at < rowBytes; at += 16) v128.store(row + at, f32x4.div(v128.load(row + at), sum))
+  }
+}
+
+// @ts-ignore: a decorator of AssemblyScript
+@inline
+function int(list: usize, index: i32): i32 {
+  return i32.load(list + (<usize>index << 2))
+}
+
+/**
+ * Reads a value of every cache line. What follows reads in an order that memory delivers at half the speed; this one it
+ * foresees. The result has to be stored somewhere, or there would be no reading.
+ */
+// @ts-ignore: a decorator of AssemblyScript
+@inline
+function touched(at: usize, bytes: usize): v128 {
+  let some = i32x4.splat(0)
+  for (const end = at + bytes; at < end; at += 256) {
+    const two = v128.or(v128.load(at), v128.load(at, 64))
+    some = v128.or(some, v128.or(two, v128.or(v128.load(at, 128), v128.load(at, 192))))
+  }
+  return some
+}
+
+/** Products of a query with four keys that lie behind each other. Sums of every eighth number, then of these. */
+// @ts-ignore: a decorator of AssemblyScript
+@inline
+function dotFour(q: usize, keys: usize, rowBytes: usize): v128 {
+  let a0 = f32x4.splat(0)
+  let a1 = a0
+  let b0 = a0
+  let b1 = a0
+  let c0 = a0
+  let c1 = a0
+  let d0 = a0
+  let d1 = a0
+  const second = keys + rowBytes
+  const third = second + rowBytes
+  const fourth = third + rowBytes
+  let at: usize = 0
+  for (const end: usize = rowBytes & ~31; at < end; at += 32) {
+    const x0 = v128.load(q + at)
+    const x1 = v128.load(q + at, 16)
+    a0 = f32x4.add(a0, f32x4.mul(x0, v128.load(keys + at)))
+    a1 = f32x4.add(a1, f32x4.mul(x1, v128.load(keys + at, 16)))
+    b0 = f32x4.add(b0, f32x4.mul(x0, v128.load(second + at)))
+    b1 = f32x4.add(b1, f32x4.mul(x1, v128.load(second + at, 16)))
+    c0 = f32x4.add(c0, f32x4.mul(x0, v128.load(third + at)))
+    c1 = f32x4.add(c1, f32x4.mul(x1, v128.load(third + at, 16)))
+    d0 = f32x4.add(d0, f32x4.mul(x0, v128.load(fourth + at)))
+    d1 = f32x4.add(d1, f32x4.mul(x1, v128.load(fourth + at, 16)))
+  }
+  if (at < rowBytes) {
+    const x = v128.load(q + at)
+    a0 = f32x4.add(a0, f32x4.mul(x, v128.load(keys + at)))
+    b0 = f32x4.add(b0, f32x4.mul(x, v128.load(second + at)))
+    c0 = f32x4.add(c0, f32x4.mul(x, v128.load(third + at)))
+    d0 = f32x4.add(d0, f32x4.mul(x, v128.load(fourth + at)))
+  }
+  const ab = addHalves(f32x4.add(a0, a1), f32x4.add(b0, b1))
+  const cd = addHalves(f32x4.add(c0, c1), f32x4.add(d0, d1))
+  return f32x4.add(v128.shuffle<f32>(ab, cd, 0, 2, 4, 6), v128.shuffle<f32>(ab, cd, 1, 3, 5, 7))
+}
+
+// @ts-ignore: a decorator of AssemblyScript
+@inline
+function addHalves(a: v128, b: v128): v128 {
+  return f32x4.add(v128.shuffle<f32>(a, b, 0, 1, 4, 5), v128.shuffle<f32>(a, b, 2, 3, 6, 7))
+}
+
+/** Scores to weights relative to the largest, in place; returns their sum. */
+// @ts-ignore: a decorator of AssemblyScript
+@inline
+function softmax(scores: usize, first: i32, end: i32): f32 {
+  const from = first & ~3
+  const to = (end + 3) & ~3
+  for (let t = from; t < first; t++) f32.store(scores + (<usize>t << 2), hidden)
+  for (let t = end; t < to; t++) f32.store(scores + (<usize>t << 2), hidden)
+  let m = f32x4.splat(hidden)
+  for (let t = from; t < to; t += 4) m = f32x4.max(m, v128.load(scores + (<usize>t << 2)))
+  const low = max(f32x4.extract_lane(m, 0), f32x4.extract_lane(m, 1))
+  const largest = f32x4.splat(max(low, max(f32x4.extract_lane(m, 2), f32x4.extract_lane(m, 3))))
+  let sum = f32x4.splat(0)
+  for (let t = from; t < to; t += 4) {
+    const at = scores + (<usize>t << 2)
+    const weights = exp(f32x4.sub(v128.load(at), largest))
+    v128.store(at, weights)
+    sum = f32x4.add(sum, weights)
+  }
+  const even = f32x4.extract_lane(sum, 0) + f32x4.extract_lane(sum, 2)
+  return even + (f32x4.extract_lane(sum, 1) + f32x4.extract_lane(sum, 3))
+}
+
+/** e^x for x <= 0, 0 below -87; error below 2 ulp (Moshier's Cephes, expf). */
+// @ts-ignore: a decorator of AssemblyScript
+@inline
+function exp(x: v128): v128 {
+  const n = f32x4.nearest(f32x4.mul(x, f32x4.splat(1.44269504088896341)))
+  let r = f32x4.sub(x, f32x4.mul(n, f32x4.splat(0.693359375)))
+  r = f32x4.sub(r, f32x4.mul(n, f32x4.splat(-2.12194440e-4)))
+  let p = f32x4.splat(1.9875691500e-4)
+  p = f32x4.add(f32x4.mul(p, r), f32x4.splat(1.3981999507e-3))
+  p = f32x4.add(f32x4.mul(p, r), f32x4.splat(8.3334519073e-3))
+  p = f32x4.add(f32x4.mul(p, r), f32x4.splat(4.1665795894e-2))
+  p = f32x4.add(f32x4.mul(p, r), f32x4.splat(1.6666665459e-1))
+  p = f32x4.add(f32x4.mul(p, r), f32x4.splat(5.0000001201e-1))
+  const y = f32x4.add(f32x4.add(f32x4.mul(p, f32x4.mul(r, r)), r), f32x4.splat(1))
+  const power = i32x4.shl(i32x4.add(i32x4.trunc_sat_f32x4_s(n), i32x4.splat(127)), 23)
+  return v128.and(f32x4.mul(y, power), f32x4.gt(x, f32x4.splat(-87)))
+}
+
+/** out += weights[t] values[t] for `count` rows of values, in their order. */
+// @ts-ignore: a decorator of AssemblyScript
+@inline
+function addWeighted(out: usize, weights: usize, values: usize, count: i32, rowBytes: usize): void {
+  let at: usize = 0
+  for (const end: usize = rowBytes & ~127; at < end; at += 128) {
+    const to = out + at
+    let s0 = v128.load(to)
+    let s1 = v128.load(to, 16)
+    let s2 = v128.load(to, 32)
+    let s3 = v128.load(to, 48)
+    let s4 = v128.load(to, 64)
+    let s5 = v128.load(to, 80)
+    let s6 = v128.load(to, 96)
+    let s7 = v128.load(to, 112)
+    let v = values + at
+    for (let t = 0; t < count; t++) {
+      const w = v128.load_splat<f32>(weights + (<usize>t << 2))
+      s0 = f32x4.add(s0, f32x4.mul(w, v128.load(v)))
+      s1 = f32x4.add(s1, f32x4.mul(w, v128.load(v, 16)))
+      s2 = f32x4.add(s2, f32x4.mul(w, v128.load(v, 32)))
+      s3 = f32x4.add(s3, f32x4.mul(w, v128.load(v, 48)))
+      s4 = f32x4.add(s4, f32x4.mul(w, v128.load(v, 64)))
+      s5 = f32x4.add(s5, f32x4.mul(w, v128.load(v, 80)))
+      s6 = f32x4.add(s6, f32x4.mul(w, v128.load(v, 96)))
+      s7 = f32x4.add(s7, f32x4.mul(w, v128.load(v, 112)))
+      v += rowBytes
+    }
+    v128.store(to, s0)
+    v128.store(to, s1, 16)
+    v128.store(to, s2, 32)
+    v128.store(to, s3, 48)
+    v128.store(to, s4, 64)
+    v128.store(to, s5, 80)
+    v128.store(to, s6, 96)
+    v128.store(to, s7, 112)
+  }
+  for (; at < rowBytes; at += 16) {
+    let sum = v128.load(out + at)
+    let v = values + at
+    for (let t = 0; t < count; t++) {
+      sum = f32x4.add(sum, f32x4.mul(v128.load_splat<f32>(weights + (<usize>t << 2)), v128.load(v)))
+      v += rowBytes
+    }
+    v128.store(out + at, sum)
+  }
+}
