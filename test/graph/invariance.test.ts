@@ -4,8 +4,7 @@ import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import { readColumns, type TensorSource } from '../../services/coordinator/team/columns.ts'
 import { cutColumns } from '../../services/coordinator/team/cut.ts'
-import { kvBlockTokens } from '../../services/coordinator/team/kv-cache.ts'
-import { attentionGraph, expertGraph, projectionGraph } from '../../services/graph/layers.ts'
+import { expertGraph, projectionGraph } from '../../services/graph/layers.ts'
 import { rowMultiple } from '../../services/graph/linear.ts'
 import { linearParts, partBytes, type WeightFormat, weightFormats } from '../../services/model/format.ts'
 import { saturatesInt8 } from '../../services/runtime/probe.ts'
@@ -165,56 +164,3 @@ describe.each(weightFormats)('%s', (format) => {
     together.dispose()
   })
 })
-
-test.each([
-  { heads: 1, headDim: 64 },
-  { heads: 3, headDim: 80 },
-  { heads: 8, headDim: 128 },
-])(
-  'attention ($heads heads of $headDim) of a row depends neither on the room behind its keys nor on other rows',
-  ({ heads, headDim }) => {
-    const session = createSession(attentionGraph(0.1), options)
-    const most = 1300
-    const [queries, keys, values] = [21, 22, 23].map((seed) => randomFloats(heads * most * headDim, 1, seed))
-    if (!queries || !keys || !values) throw new Error('three lists')
-    /** Rows for positions from … tokens-1, with room for `capacity` keys: what lies behind is arbitrary. */
-    const run = (from: number, tokens: number, capacity: number): Int32Array => {
-      const rows = tokens - from
-      const room = (source: Float32Array, at: number, count: number, length: number) => {
-        const laidOut = randomFloats(heads * length * headDim, 1, 24)
-        for (let head = 0; head < heads; head++) {
-          const start = (head * most + at) * headDim
-          laidOut.set(source.subarray(start, start + count * headDim), head * length * headDim)
-        }
-        return laidOut
-      }
-      const mask = new Float32Array(rows * capacity).fill(-1e30)
-      for (let row = 0; row < rows; row++) mask.fill(0, row * capacity, row * capacity + from + row + 1)
-      const feed = (data: Float32Array, ...dims: number[]): Feed => ({ dims, type: 'float32', data, location: 'cpu' })
-      const y = session.run({
-        q: feed(room(queries, from, rows, rows), heads, rows, headDim),
-        k: feed(room(keys, 0, tokens, capacity), heads, capacity, headDim),
-        v: feed(room(values, 0, tokens, capacity), heads, capacity, headDim),
-        mask: feed(mask, rows, capacity),
-      }).y?.data
-      if (!(y instanceof Float32Array)) throw new Error('no output')
-      return new Int32Array(y.buffer)
-    }
-    const lastRow = (all: Int32Array, rows: number) =>
-      Array.from({ length: heads }, (_, head) =>
-        all.subarray(((head + 1) * rows - 1) * headDim, (head + 1) * rows * headDim),
-      )
-    for (const tokens of [2, 15, 33, 64, 130, 257, 700, 1200]) {
-      const least = Math.ceil(tokens / kvBlockTokens) * kvBlockTokens
-      const expected = lastRow(run(tokens - 2, tokens, least), 2)
-      for (const blocks of [1, 2, 3]) {
-        const more = least + blocks * kvBlockTokens
-        expect(lastRow(run(tokens - 2, tokens, more), 2), `${tokens} tokens, room for ${more}`).toEqual(expected)
-      }
-      for (const rows of [3, 16, 64].filter((count) => count <= tokens)) {
-        expect(lastRow(run(tokens - rows, tokens, least), rows), `${tokens} tokens, ${rows} rows`).toEqual(expected)
-      }
-    }
-    session.dispose()
-  },
-)

@@ -1,6 +1,5 @@
 import { readFileSync } from 'node:fs'
 import { MoeshError } from '../../config/errors.ts'
-import { addKernelMs } from '../../runtime/inside.ts'
 import { kvBlockTokens } from './kv-cache.ts'
 
 /** What of WebAssembly is used; the language's own declarations do not have it. */
@@ -10,12 +9,14 @@ declare const WebAssembly: {
   Instance: new (module: object, imports: { env: { memory: KernelPages } }) => { exports: KernelExports }
 }
 type KernelPages = { readonly buffer: ArrayBuffer; grow(pages: number): number }
+/** See `kernel/attention.ts`. */
 type KernelExports = {
   readonly blockTokens: { readonly value: number }
   attend(
     q: number,
     out: number,
     rows: number,
+    group: number,
     firsts: number,
     ends: number,
     blocks: number,
@@ -24,6 +25,22 @@ type KernelExports = {
     scale: number,
     scratch: number,
   ): void
+  sumSquares(at: number, count: number): number
+  turn(
+    from: number,
+    to: number,
+    stride: number,
+    heads: number,
+    headDim: number,
+    weights: number,
+    weightStride: number,
+    inverse: number,
+    eps: number,
+    limit: number,
+    cos: number,
+    sin: number,
+  ): void
+  place(from: number, to: number, stride: number, heads: number, headDim: number, limit: number): void
 }
 
 /** `kernel/attention.ts`, compiled. Its bytes are part of what a coordinator's bits depend on. */
@@ -44,7 +61,7 @@ export type Span = { at: number; bytes: number }
 /** The attention kernel and the memory of one thread that it works in. Addresses are in bytes. */
 export class AttentionKernel {
   readonly #pages: KernelPages
-  readonly #exports: KernelExports
+  readonly code: KernelExports
   #floats: Float32Array<ArrayBuffer>
   #ints: Int32Array<ArrayBuffer>
   /** Address 0 is left free, and the last line: the kernel reads whole lines. */
@@ -53,10 +70,10 @@ export class AttentionKernel {
   constructor() {
     this.#pages = new WebAssembly.Memory({ initial: 1, maximum: pagesMax })
     const module = new WebAssembly.Module(kernelBytes)
-    this.#exports = new WebAssembly.Instance(module, { env: { memory: this.#pages } }).exports
+    this.code = new WebAssembly.Instance(module, { env: { memory: this.#pages } }).exports
     this.#floats = new Float32Array(this.#pages.buffer)
     this.#ints = new Int32Array(this.#pages.buffer)
-    if (this.#exports.blockTokens.value !== kvBlockTokens) {
+    if (this.code.blockTokens.value !== kvBlockTokens) {
       throw new MoeshError('INTERNAL', 'the attention kernel was compiled for blocks of another size')
     }
   }
@@ -85,13 +102,6 @@ export class AttentionKernel {
       span.at = this.allocate(span.bytes)
     }
     return span.at
-  }
-
-  /** See `kernel/attention.ts`. */
-  attend(...args: Parameters<KernelExports['attend']>): void {
-    const startedMs = performance.now()
-    this.#exports.attend(...args)
-    addKernelMs(performance.now() - startedMs)
   }
 
   #grow(missing: number): void {

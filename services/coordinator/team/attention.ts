@@ -1,4 +1,6 @@
+import { MoeshError } from '../../config/errors.ts'
 import type { AttentionSpec, RopeSpec } from '../../model/spec.ts'
+import { addKernelMs } from '../../runtime/inside.ts'
 import type { AttentionKernel, Span } from './attention-kernel.ts'
 import { isEmpty, type Range } from './cut.ts'
 import { type KvCache, kvBlockTokens } from './kv-cache.ts'
@@ -17,11 +19,19 @@ export type Item = { slot: number; start: number; count: number; row: number }
 export type AttentionPart = {
   spec: AttentionSpec
   kvHeads: Range
+  qNorm: HeadNorm | null
+  kNorm: HeadNorm | null
+  normEps: number
+  rope: RopeTable
+}
+
+/** Where a norm's weights for the thread's heads lie, and how many bytes behind a head's those of the next. */
+type HeadNorm = { at: number; stride: number }
+
+export type AttentionWeights = Pick<AttentionPart, 'spec' | 'kvHeads' | 'normEps'> & {
   /** [headDim] or, for `full`, [heads * headDim] and [kvHeads * headDim]; null without a norm. */
   qNorm: Float32Array | null
   kNorm: Float32Array | null
-  normEps: number
-  rope: RopeTable
 }
 
 /** The columns of a thread's fused projection, per row: its query heads, its key heads, its value heads. */
@@ -38,13 +48,15 @@ export class Attention {
   readonly #kernel: AttentionKernel
   readonly #cache: KvCache
   readonly #ropes = new Map<string, RopeTable>()
-  // In the kernel's memory: queries and outputs [heads][rows][headDim], what each row sees, where blocks lie, scores.
-  readonly #q: Span = { at: 0, bytes: 0 }
-  readonly #out: Span = { at: 0, bytes: 0 }
-  readonly #firsts: Span = { at: 0, bytes: 0 }
-  readonly #ends: Span = { at: 0, bytes: 0 }
-  readonly #blocks: Span = { at: 0, bytes: 0 }
-  readonly #scratch: Span = { at: 0, bytes: 0 }
+  // In the kernel's memory: the projection [rows][projectionWidth], queries [heads][rows][headDim], outputs [tokens]
+  // [heads][headDim], what each row sees, where blocks lie, scores.
+  readonly #qkv = emptySpan()
+  readonly #q = emptySpan()
+  readonly #out = emptySpan()
+  readonly #firsts = emptySpan()
+  readonly #ends = emptySpan()
+  readonly #blocks = emptySpan()
+  readonly #scratch = emptySpan()
 
   constructor(kernel: AttentionKernel, cache: KvCache) {
     this.#kernel = kernel
@@ -52,70 +64,94 @@ export class Attention {
   }
 
   /** Layers with equal rotations share a table. */
-  part(weights: Omit<AttentionPart, 'rope'>): AttentionPart {
-    return { ...weights, rope: this.#rope(weights.spec.rope) }
+  part({ spec, kvHeads, normEps, qNorm, kNorm }: AttentionWeights): AttentionPart {
+    if (spec.headDim % 4 !== 0) {
+      throw new MoeshError('MODEL_UNSUPPORTED', `heads of ${spec.headDim} numbers`, 'only multiples of 4 are supported')
+    }
+    const group = spec.heads / spec.kvHeads
+    return {
+      spec,
+      kvHeads,
+      normEps,
+      qNorm: this.#headNorm(qNorm, spec, kvHeads.from * group, kvHeads.to * group),
+      kNorm: this.#headNorm(kNorm, spec, kvHeads.from, kvHeads.to),
+      rope: this.#rope(spec.rope),
+    }
   }
 
-  /**
-   * Norms, clips and turns the queries and keys of `qkv` [rows, projectionWidth], appends keys and values to the cache
-   * and writes the attention of the thread's heads into `out` [rows, heads * headDim].
-   * `squares` [rows, heads + kvHeads]: sums of squares per head, complete for all heads, where the norm is `full`.
-   */
-  run(
-    part: AttentionPart,
-    layer: number,
-    qkv: Float32Array,
-    items: readonly Item[],
-    squares: Float64Array,
-    out: Float32Array,
-  ): void {
-    if (isEmpty(part.kvHeads)) return
-    for (const { slot, start, count, row } of items) {
-      const blocks = this.#cache.reserve(slot, layer, start + count)
-      part.rope.reserve(start + count)
-      this.#appendKeys(part, blocks, qkv, squares, row, start, count)
-      for (let done = 0; done < count; done += tileRows) {
-        this.#tile(part, blocks, qkv, squares, row + done, start + done, Math.min(tileRows, count - done), out)
+  /** Takes over the thread's fused projection of a step, [rows, projectionWidth]. */
+  load(part: AttentionPart, qkv: Float32Array, rows: number): void {
+    const count = rows * projectionWidth(part)
+    const at = this.#kernel.reserve(this.#qkv, count * 4) / 4
+    this.#kernel.floats.set(qkv.length === count ? qkv : qkv.subarray(0, count), at)
+  }
+
+  /** Of what was loaded: sums of squares of the thread's query and key heads into `squares` [rows, heads + kvHeads]. */
+  sumSquares(part: AttentionPart, rows: number, squares: Float64Array): void {
+    const { spec, kvHeads } = part
+    const { headDim } = spec
+    const heads = kvHeads.to - kvHeads.from
+    const group = spec.heads / spec.kvHeads
+    const width = projectionWidth(part)
+    for (let row = 0; row < rows; row++) {
+      for (let head = 0; head < heads * (group + 1); head++) {
+        const isQuery = head < heads * group
+        const place = isQuery ? kvHeads.from * group + head : spec.heads + kvHeads.from + head - heads * group
+        const at = this.#qkv.at + (row * width + head * headDim) * 4
+        squares[row * (spec.heads + spec.kvHeads) + place] = this.#kernel.code.sumSquares(at, headDim)
       }
     }
   }
 
-  #appendKeys(
+  /**
+   * Norms, clips and turns the queries and keys of what was loaded, appends keys and values to the cache and writes the
+   * attention of the thread's heads into `out` [rows, heads * headDim].
+   * `squares` [rows, heads + kvHeads]: sums of squares per head, complete for all heads, where the norm is `full`.
+   */
+  run(part: AttentionPart, layer: number, items: readonly Item[], squares: Float64Array, out: Float32Array): void {
+    if (isEmpty(part.kvHeads)) return
+    for (const { slot, start, count, row } of items) {
+      const blocks = this.#cache.reserve(slot, layer, start + count)
+      part.rope.reserve(start + count)
+      this.#append(part, blocks, squares, row, start, count)
+      for (let done = 0; done < count; done += tileRows) {
+        this.#tile(part, blocks, squares, row + done, start + done, Math.min(tileRows, count - done), out)
+      }
+    }
+  }
+
+  /** Keys and values of `count` positions into their blocks. */
+  #append(
     part: AttentionPart,
     blocks: readonly number[],
-    qkv: Float32Array,
     squares: Float64Array,
     row: number,
     start: number,
     count: number,
   ): void {
-    const { spec, kvHeads } = part
+    const { spec, kvHeads, kNorm, normEps, rope } = part
     const { headDim } = spec
     const heads = kvHeads.to - kvHeads.from
     const width = projectionWidth(part)
-    const keysAt = (spec.heads / spec.kvHeads) * heads * headDim
-    const valuesAt = keysAt + heads * headDim
-    const { floats } = this.#kernel
+    const { code } = this.#kernel
+    const limit = spec.clip ?? Number.POSITIVE_INFINITY
+    const stride = kvBlockTokens * headDim * 4
     for (let i = 0; i < count; i++) {
       const position = start + i
-      const block = (blocks[Math.floor(position / kvBlockTokens)] ?? 0) / 4
-      for (let head = 0; head < heads; head++) {
-        const key = (row + i) * width + keysAt + head * headDim
-        const to = block + (head * kvBlockTokens + (position % kvBlockTokens)) * headDim
-        normHead(part, 'key', kvHeads.from + head, qkv, key, squares, row + i)
-        clip(spec, qkv, key, headDim)
-        part.rope.rotate(qkv, key, floats, to, position)
-        const value = (row + i) * width + valuesAt + head * headDim
-        clip(spec, qkv, value, headDim)
-        floats.set(qkv.subarray(value, value + headDim), to + heads * kvBlockTokens * headDim)
-      }
+      const to = (blocks[Math.floor(position / kvBlockTokens)] ?? 0) + (position % kvBlockTokens) * headDim * 4
+      const keys = this.#qkv.at + ((row + i) * width + (spec.heads / spec.kvHeads) * heads * headDim) * 4
+      const values = keys + heads * headDim * 4
+      const inverse = fullInverse(part, 'key', squares, row + i)
+      const { at = 0, stride: step = 0 } = kNorm ?? {}
+      const [cos, sin] = [rope.cosAt(position), rope.sinAt(position)]
+      code.turn(keys, to, stride, heads, headDim, at, step, inverse, normEps, limit, cos, sin)
+      code.place(values, to + heads * stride, stride, heads, headDim, limit)
     }
   }
 
   #tile(
     part: AttentionPart,
     blocks: readonly number[],
-    qkv: Float32Array,
     squares: Float64Array,
     row: number,
     start: number,
@@ -123,42 +159,40 @@ export class Attention {
     out: Float32Array,
   ): void {
     const kernel = this.#kernel
-    const { spec, kvHeads } = part
+    const { code } = kernel
+    const { spec, kvHeads, qNorm, normEps, rope } = part
     const { headDim } = spec
     const heads = kvHeads.to - kvHeads.from
     const group = spec.heads / spec.kvHeads
     const width = projectionWidth(part)
     const rows = count * group
-    const q = kernel.reserve(this.#q, heads * rows * headDim * 4)
-    const y = kernel.reserve(this.#out, heads * rows * headDim * 4)
+    const rowBytes = headDim * 4
+    const q = kernel.reserve(this.#q, heads * rows * rowBytes)
+    const y = kernel.reserve(this.#out, heads * rows * rowBytes)
     this.#setVisible(spec.window, group, start, count)
     const table = this.#setBlocks(blocks, start + count)
     const capacity = Math.ceil((start + count) / kvBlockTokens) * kvBlockTokens
     const scratch = kernel.reserve(this.#scratch, scratchHeader + scoredRows * capacity * 4)
-
-    const { floats } = kernel
+    const limit = spec.clip ?? Number.POSITIVE_INFINITY
     for (let i = 0; i < count; i++) {
+      const [cos, sin] = [rope.cosAt(start + i), rope.sinAt(start + i)]
+      const inverse = fullInverse(part, 'query', squares, row + i)
       for (let head = 0; head < heads; head++) {
-        for (let member = 0; member < group; member++) {
-          const from = (row + i) * width + (head * group + member) * headDim
-          const to = q / 4 + (head * rows + i * group + member) * headDim
-          const queryHead = (kvHeads.from + head) * group + member
-          normHead(part, 'query', queryHead, qkv, from, squares, row + i)
-          clip(spec, qkv, from, headDim)
-          part.rope.rotate(qkv, from, floats, to, start + i)
-        }
+        const from = this.#qkv.at + ((row + i) * width + head * group * headDim) * 4
+        const to = q + (head * rows + i * group) * rowBytes
+        const { at, stride } = qNorm ?? { at: 0, stride: 0 }
+        const weights = at + head * group * stride
+        code.turn(from, to, rowBytes, group, headDim, weights, stride, inverse, normEps, limit, cos, sin)
       }
     }
-    kernel.attend(q, y, rows, this.#firsts.at, this.#ends.at, table, heads, headDim, spec.scale, scratch)
-    const outWidth = spec.heads * headDim
-    for (let head = 0; head < heads; head++) {
-      for (let i = 0; i < count; i++) {
-        const from = y / 4 + (head * rows + i * group) * headDim
-        out.set(
-          floats.subarray(from, from + group * headDim),
-          (row + i) * outWidth + (kvHeads.from + head) * group * headDim,
-        )
-      }
+    const startedMs = performance.now()
+    code.attend(q, y, rows, group, this.#firsts.at, this.#ends.at, table, heads, headDim, spec.scale, scratch)
+    addKernelMs(performance.now() - startedMs)
+    const ownWidth = heads * group * headDim
+    for (let i = 0; i < count; i++) {
+      const from = y / 4 + i * ownWidth
+      const to = (row + i) * spec.heads * headDim + kvHeads.from * group * headDim
+      out.set(kernel.floats.subarray(from, from + ownWidth), to)
     }
   }
 
@@ -183,72 +217,45 @@ export class Attention {
     return at
   }
 
+  /** The weights of heads from … to-1 in the kernel's memory. */
+  #headNorm(weights: Float32Array | null, spec: AttentionSpec, from: number, to: number): HeadNorm | null {
+    if (weights === null || from >= to) return null
+    const own = spec.qkNorm === 'full' ? weights.subarray(from * spec.headDim, to * spec.headDim) : weights
+    const at = this.#kernel.allocate(own.byteLength)
+    this.#kernel.floats.set(own, at / 4)
+    return { at, stride: spec.qkNorm === 'full' ? spec.headDim * 4 : 0 }
+  }
+
   #rope(rope: RopeSpec): RopeTable {
     const key = `${rope.attentionFactor}/${rope.inverseFrequencies.join()}`
     let table = this.#ropes.get(key)
     if (!table) {
-      table = new RopeTable(rope)
+      table = new RopeTable(this.#kernel, rope)
       this.#ropes.set(key, table)
     }
     return table
   }
 }
 
-/** Sums of squares of the thread's query and key heads into `squares` [rows, heads + kvHeads]. */
-export function sumSquares(part: AttentionPart, qkv: Float32Array, rows: number, squares: Float64Array): void {
-  const { spec, kvHeads } = part
-  const { headDim } = spec
-  const heads = kvHeads.to - kvHeads.from
-  const group = spec.heads / spec.kvHeads
-  const width = projectionWidth(part)
-  for (let row = 0; row < rows; row++) {
-    for (let head = 0; head < heads * (group + 1); head++) {
-      const from = row * width + head * headDim
-      let sum = 0
-      for (let d = 0; d < headDim; d++) sum += (qkv[from + d] ?? 0) ** 2
-      const place =
-        head < heads * group ? kvHeads.from * group + head : spec.heads + kvHeads.from + head - heads * group
-      squares[row * (spec.heads + spec.kvHeads) + place] = sum
-    }
-  }
+function emptySpan(): Span {
+  return { at: 0, bytes: 0 }
 }
 
 /**
- * RMS norm of one head in place: over the head alone, or, for `full`, with the mean over all heads of its kind. The sum
- * goes head by head in one order, so it does not depend on which thread has which heads.
+ * 1 over the root mean square of all heads of a kind, for norms over all of them; 0 for those of one head. The sum goes
+ * head by head in one order, so it does not depend on which thread has which heads.
  */
-function normHead(
-  { spec, normEps, qNorm, kNorm }: AttentionPart,
+function fullInverse(
+  { spec, normEps }: AttentionPart,
   kind: 'query' | 'key',
-  head: number,
-  qkv: Float32Array,
-  at: number,
   squares: Float64Array,
   row: number,
-): void {
-  const weight = kind === 'query' ? qNorm : kNorm
-  if (weight === null) return
-  const { headDim } = spec
+): number {
+  if (spec.qkNorm !== 'full') return 0
+  // Query heads come first in a row of sums, key heads behind them.
+  const heads = kind === 'query' ? spec.heads : spec.kvHeads
+  const first = row * (spec.heads + spec.kvHeads) + (kind === 'query' ? 0 : spec.heads)
   let sum = 0
-  let weightAt = 0
-  let count = headDim
-  if (spec.qkNorm === 'full') {
-    // Query heads come first in a row of sums, key heads behind them.
-    const heads = kind === 'query' ? spec.heads : spec.kvHeads
-    const first = row * (spec.heads + spec.kvHeads) + (kind === 'query' ? 0 : spec.heads)
-    for (let i = 0; i < heads; i++) sum += squares[first + i] ?? 0
-    weightAt = head * headDim
-    count = heads * headDim
-  } else {
-    for (let d = 0; d < headDim; d++) sum += (qkv[at + d] ?? 0) ** 2
-  }
-  const inverse = 1 / Math.sqrt(sum / count + normEps)
-  for (let d = 0; d < headDim; d++) {
-    qkv[at + d] = Math.fround((qkv[at + d] ?? 0) * inverse) * (weight[weightAt + d] ?? 0)
-  }
-}
-
-function clip({ clip: limit }: AttentionSpec, values: Float32Array, at: number, count: number): void {
-  if (limit === null) return
-  for (let i = at; i < at + count; i++) values[i] = Math.max(-limit, Math.min(limit, values[i] ?? 0))
+  for (let i = 0; i < heads; i++) sum += squares[first + i] ?? 0
+  return 1 / Math.sqrt(sum / (heads * spec.headDim) + normEps)
 }

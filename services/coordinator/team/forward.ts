@@ -4,7 +4,7 @@ import type { MoeFfnSpec } from '../../model/spec.ts'
 import { kernelMs } from '../../runtime/inside.ts'
 import type { Session } from '../../runtime/session.ts'
 import type { Barrier } from '../../runtime/signal.ts'
-import { Attention, type Item, projectionWidth, sumSquares } from './attention.ts'
+import { Attention, type Item } from './attention.ts'
 import { AttentionKernel } from './attention-kernel.ts'
 import { cut, cutColumns } from './cut.ts'
 import { Embedding, type EmbeddingSource } from './embedding.ts'
@@ -113,15 +113,13 @@ export class Forward {
   #attend(part: LayerPart, layer: number, rows: number, items: readonly Item[]): void {
     const { buffers, spec } = this.#setup
     const { attention } = part
-    const width = projectionWidth(attention)
-    let qkv: Float32Array = new Float32Array(0)
-    if (part.qkv !== null) qkv = this.#project(part.qkv, buffers.x, spec.hidden, rows)
+    if (part.qkv !== null) this.#attention.load(attention, this.#project(part.qkv, buffers.x, spec.hidden, rows), rows)
     this.#lap('qkv')
     if (attention.spec.qkNorm === 'full') {
-      if (width > 0) sumSquares(attention, qkv, rows, buffers.squares)
+      if (part.qkv !== null) this.#attention.sumSquares(attention, rows, buffers.squares)
       this.#meet()
     }
-    this.#attention.run(attention, layer, qkv, items, buffers.squares, buffers.attention)
+    this.#attention.run(attention, layer, items, buffers.squares, buffers.attention)
     this.#lap('attention')
     this.#meet()
     const queries = attention.spec.heads * attention.spec.headDim

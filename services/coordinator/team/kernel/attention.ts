@@ -15,14 +15,16 @@ const rowsAtOnce: i32 = 8
 const hidden: f32 = -1e30
 
 /**
- * `q` and `out`: [heads][rows][headDim] f32. `firsts`, `ends`: [rows] i32, each row sees the keys first … end-1 of the
- * sequence. `blocks`: [blocks] u32, where each lies. `scratch`: room for `rowsAtOnce` rows of scores over all keys from
- * the first block on, and 64 bytes. headDim: a multiple of 4.
+ * `q`: [heads][rows][headDim] f32, a row for each of the `group` query heads of a token, token by token. `out`:
+ * [tokens][heads * group * headDim] f32. `firsts`, `ends`: [rows] i32, each row sees the keys first … end-1 of the
+ * sequence. `blocks`: [blocks] u32, where each lies. `scratch`: 64 bytes, and room for `rowsAtOnce` rows of scores over
+ * all keys from the first block on. headDim: a multiple of 4.
  */
 export function attend(
   q: usize,
   out: usize,
   rows: i32,
+  group: i32,
   firsts: usize,
   ends: usize,
   blocks: usize,
@@ -37,75 +39,174 @@ export function attend(
     const keysAt: usize = headBytes * head
     const valuesAt: usize = headBytes * (heads + head)
     for (let from = 0; from < rows; from += rowsAtOnce) {
-      const row: usize = <usize>(head * rows + from) * rowBytes
-      const at: usize = <usize>from << 2
-      const count = min(rowsAtOnce, rows - from)
-      attendHead(q + row, out + row, count, firsts + at, ends + at, blocks, keysAt, valuesAt, headDim, scale, scratch)
+      const to = min(from + rowsAtOnce, rows)
+      const queries = q + rowBytes * (head * rows)
+      attendHead(queries, out, from, to, group, firsts, ends, blocks, keysAt, valuesAt, head, heads, rowBytes, scale, scratch)
     }
   }
 }
 
+/** Rows from … to-1 of one head. */
 function attendHead(
   q: usize,
   out: usize,
-  rows: i32,
+  from: i32,
+  to: i32,
+  group: i32,
   firsts: usize,
   ends: usize,
   blocks: usize,
   keysAt: usize,
   valuesAt: usize,
-  headDim: i32,
+  head: i32,
+  heads: i32,
+  rowBytes: usize,
   scale: f32,
   scratch: usize,
 ): void {
-  const rowBytes: usize = <usize>headDim * 4
   const scales = f32x4.splat(scale)
   let first = i32.MAX_VALUE
   let end = 0
-  for (let r = 0; r < rows; r++) {
+  for (let r = from; r < to; r++) {
     first = min(first, int(firsts, r))
     end = max(end, int(ends, r))
   }
   const firstBlock = first / blockTokens
   const endBlock = (end + blockTokens - 1) / blockTokens
-  // The scores of a row; key t of the sequence lies at scores + 4 t.
+  // The scores of row r: key t of the sequence lies at scores + stride (r - from) + 4 t. Their sums lie before them.
   const stride: usize = <usize>((endBlock - firstBlock) * blockTokens) << 2
   const scores: usize = scratch + 64 - (<usize>(firstBlock * blockTokens) << 2)
+  const sums: usize = scratch + 16
 
   for (let block = firstBlock; block < endBlock; block++) {
     const start = block * blockTokens
     const keys = <usize>load<u32>(blocks + (<usize>block << 2)) + keysAt
     v128.store(scratch, touched(keys, <usize>min(blockTokens, end - start) * rowBytes))
-    for (let r = 0; r < rows; r++) {
-      const to = min(int(ends, r), start + blockTokens)
+    for (let r = from; r < to; r++) {
+      const last = min(int(ends, r), start + blockTokens)
       // Four at a time; those of them that are not visible are overwritten by the softmax.
-      for (let t = max(int(firsts, r), start) & ~3; t < to; t += 4) {
-        const score = scores + stride * r + (<usize>t << 2)
+      for (let t = max(int(firsts, r), start) & ~3; t < last; t += 4) {
+        const score = scores + stride * (r - from) + (<usize>t << 2)
         v128.store(score, f32x4.mul(scales, dotFour(q + rowBytes * r, keys + <usize>(t - start) * rowBytes, rowBytes)))
       }
     }
   }
-  for (let r = 0; r < rows; r++) {
-    f32.store(scratch + 16 + (<usize>r << 2), softmax(scores + stride * r, int(firsts, r), int(ends, r)))
-    memory.fill(out + rowBytes * r, 0, rowBytes)
+  for (let r = from; r < to; r++) {
+    const sum = softmax(scores + stride * (r - from), int(firsts, r), int(ends, r))
+    f32.store(sums + (<usize>(r - from) << 2), sum)
+    memory.fill(placeOf(out, r, group, head, heads, rowBytes), 0, rowBytes)
   }
   for (let block = firstBlock; block < endBlock; block++) {
     const start = block * blockTokens
     const values = <usize>load<u32>(blocks + (<usize>block << 2)) + valuesAt
     v128.store(scratch, touched(values, <usize>min(blockTokens, end - start) * rowBytes))
-    for (let r = 0; r < rows; r++) {
-      const from = max(int(firsts, r), start)
-      const to = min(int(ends, r), start + blockTokens)
-      if (from >= to) continue
-      const weights = scores + stride * r + (<usize>from << 2)
-      addWeighted(out + rowBytes * r, weights, values + <usize>(from - start) * rowBytes, to - from, rowBytes)
+    for (let r = from; r < to; r++) {
+      const firstKey = max(int(firsts, r), start)
+      const lastKey = min(int(ends, r), start + blockTokens)
+      if (firstKey >= lastKey) continue
+      const weights = scores + stride * (r - from) + (<usize>firstKey << 2)
+      const seen = values + <usize>(firstKey - start) * rowBytes
+      addWeighted(placeOf(out, r, group, head, heads, rowBytes), weights, seen, lastKey - firstKey, rowBytes)
     }
   }
-  for (let r = 0; r < rows; r++) {
-    const sum = v128.load_splat<f32>(scratch + 16 + (<usize>r << 2))
-    const row = out + rowBytes * r
+  for (let r = from; r < to; r++) {
+    const sum = v128.load_splat<f32>(sums + (<usize>(r - from) << 2))
+    const row = placeOf(out, r, group, head, heads, rowBytes)
     for (let at: usize = 0; at < rowBytes; at += 16) v128.store(row + at, f32x4.div(v128.load(row + at), sum))
   }
+}
+
+// @ts-ignore: a decorator of AssemblyScript
+@inline
+function placeOf(out: usize, row: i32, group: i32, head: i32, heads: i32, rowBytes: usize): usize {
+  const token = row / group
+  return out + rowBytes * ((token * heads + head) * group + (row - token * group))
+}
+
+/** Sum of the squares of `count` numbers, a multiple of 4: of every eighth, then of these. */
+export function sumSquares(at: usize, count: i32): f32 {
+  let s0 = f32x4.splat(0)
+  let s1 = s0
+  const end = at + (<usize>count << 2)
+  for (; at + 16 < end; at += 32) {
+    const x0 = v128.load(at)
+    const x1 = v128.load(at, 16)
+    s0 = f32x4.add(s0, f32x4.mul(x0, x0))
+    s1 = f32x4.add(s1, f32x4.mul(x1, x1))
+  }
+  if (at < end) {
+    const x = v128.load(at)
+    s0 = f32x4.add(s0, f32x4.mul(x, x))
+  }
+  return addLanes(f32x4.add(s0, s1))
+}
+
+/**
+ * `heads` heads of headDim numbers, one behind the other from `from` on, to `to`, `stride` bytes apart: limited to
+ * -limit … limit, and turned by `cos` and `sin` [headDim / 2], (a, b) → (a cos - b sin, b cos + a sin) for the two halves.
+ * With `weights`, each is multiplied by `inverse` and them first; those of a head lie `weightStride` bytes behind those
+ * of the one before. An `inverse` of 0 stands for 1 / sqrt(mean of the head's squares + eps).
+ */
+export function turn(
+  from: usize,
+  to: usize,
+  stride: usize,
+  heads: i32,
+  headDim: i32,
+  weights: usize,
+  weightStride: usize,
+  inverse: f32,
+  eps: f32,
+  limit: f32,
+  cos: usize,
+  sin: usize,
+): void {
+  const half: usize = <usize>headDim << 1
+  for (let head = 0; head < heads; head++) {
+    if (weights !== 0) {
+      const by = inverse !== 0 ? inverse : <f32>1 / sqrt(sumSquares(from, headDim) / <f32>headDim + eps)
+      for (let at: usize = 0; at < 2 * half; at += 16) {
+        const x = f32x4.mul(v128.load(from + at), f32x4.splat(by))
+        v128.store(from + at, f32x4.mul(x, v128.load(weights + at)))
+      }
+      weights += weightStride
+    }
+    let at: usize = 0
+    for (; at + 16 <= half; at += 16) {
+      const a = limited(v128.load(from + at), limit)
+      const b = limited(v128.load(from + half + at), limit)
+      const c = v128.load(cos + at)
+      const s = v128.load(sin + at)
+      v128.store(to + at, f32x4.sub(f32x4.mul(a, c), f32x4.mul(b, s)))
+      v128.store(to + half + at, f32x4.add(f32x4.mul(b, c), f32x4.mul(a, s)))
+    }
+    for (; at < half; at += 4) {
+      const a = max(min(f32.load(from + at), limit), -limit)
+      const b = max(min(f32.load(from + half + at), limit), -limit)
+      const c = f32.load(cos + at)
+      const s = f32.load(sin + at)
+      f32.store(to + at, a * c - b * s)
+      f32.store(to + half + at, b * c + a * s)
+    }
+    from += 2 * half
+    to += stride
+  }
+}
+
+/** The same without norm and rotation. */
+export function place(from: usize, to: usize, stride: usize, heads: i32, headDim: i32, limit: f32): void {
+  const rowBytes: usize = <usize>headDim << 2
+  for (let head = 0; head < heads; head++) {
+    for (let at: usize = 0; at < rowBytes; at += 16) v128.store(to + at, limited(v128.load(from + at), limit))
+    from += rowBytes
+    to += stride
+  }
+}
+
+// @ts-ignore: a decorator of AssemblyScript
+@inline
+function limited(x: v128, limit: f32): v128 {
+  return f32x4.max(f32x4.min(x, f32x4.splat(limit)), f32x4.splat(-limit))
 }
 
 // @ts-ignore: a decorator of AssemblyScript
@@ -194,8 +295,14 @@ function softmax(scores: usize, first: i32, end: i32): f32 {
     v128.store(at, weights)
     sum = f32x4.add(sum, weights)
   }
-  const even = f32x4.extract_lane(sum, 0) + f32x4.extract_lane(sum, 2)
-  return even + (f32x4.extract_lane(sum, 1) + f32x4.extract_lane(sum, 3))
+  return addLanes(sum)
+}
+
+// @ts-ignore: a decorator of AssemblyScript
+@inline
+function addLanes(x: v128): f32 {
+  const even = f32x4.extract_lane(x, 0) + f32x4.extract_lane(x, 2)
+  return even + (f32x4.extract_lane(x, 1) + f32x4.extract_lane(x, 3))
 }
 
 /** e^x for x <= 0, 0 below -87; error below 2 ulp (Moshier's Cephes, expf). */
