@@ -18,6 +18,7 @@ const stepsSchema = z.object({
   head_seconds: z.number(),
   dispatch_seconds: z.number(),
   expert_seconds: z.number(),
+  inside_seconds: z.number(),
   phases: z.array(z.object({ name: z.string(), seconds: z.number(), runtime_seconds: z.number() })),
 })
 
@@ -46,7 +47,7 @@ export type ProfilePart = {
   /** null for what a step does once. */
   us_per_layer: number | null
   share: number
-  /** Of the step, what of this part is outside ONNX Runtime; null where that is not known: on other machines. */
+  /** Of the step, what of this part is outside kernels; null where that is not known: on other machines. */
   typescript_share: number | null
 }
 
@@ -57,7 +58,7 @@ export type StepsProfile = {
   rows_per_step: number
   ms_per_step: number
   parts: ProfilePart[]
-  /** Of the step, what was neither inside ONNX Runtime nor on the way to another process. */
+  /** Of the step, what was neither inside a kernel (ONNX Runtime's, attention's) nor on the way to another process. */
   typescript_share: number
   /** Of the step, and of that share: threads that wait to be woken by each other, not code that runs. */
   handover_share: number
@@ -113,6 +114,7 @@ function difference(start: StepCounters, end: StepCounters): StepCounters {
     head_seconds: end.head_seconds - start.head_seconds,
     dispatch_seconds: end.dispatch_seconds - start.dispatch_seconds,
     expert_seconds: end.expert_seconds - start.expert_seconds,
+    inside_seconds: end.inside_seconds - start.inside_seconds,
     phases: end.phases.map(({ name, seconds, runtime_seconds }) => ({
       name,
       seconds: seconds - (phaseBefore.get(name)?.seconds ?? 0),
@@ -184,16 +186,13 @@ function stepsProfile(
 }
 
 /**
- * A phase's time is the mean of the threads, but while any thread is inside ONNX Runtime the step is: so of the time
- * that threads wait for each other only what is left over counts as outside.
+ * A phase's time is the mean of the threads, but while any thread is inside a kernel the step is: so of the time that
+ * threads wait for each other only what is left over counts as outside.
  */
-function teamParts({ phases }: StepCounters): { name: string; spent: number; outside: number }[] {
+function teamParts({ phases, inside_seconds }: StepCounters): { name: string; spent: number; outside: number }[] {
   const outsideOf = (phase: StepCounters['phases'][number]) => Math.max(0, phase.seconds - phase.runtime_seconds)
-  let left = 0
-  for (const phase of phases) {
-    left += phase.seconds - phase.runtime_seconds
-    if (phase.name !== 'waiting') left -= outsideOf(phase)
-  }
+  let left = -inside_seconds
+  for (const phase of phases) left += phase.name === 'waiting' ? phase.seconds : phase.seconds - outsideOf(phase)
   return phases.map((phase) => ({
     name: phase.name,
     spent: phase.seconds,
@@ -224,9 +223,9 @@ export function profileText(profile: TokenProfile): string {
       percent(it.share),
       it.typescript_share === null ? '?' : percent(it.typescript_share),
     ])
-    const header = ['part', 'ms/step', 'us/layer', 'of the step', 'outside ONNX Runtime']
+    const header = ['part', 'ms/step', 'us/layer', 'of the step', 'outside kernels']
     const without = profile.is_embedded ? '' : ', the way to the experts and their computing'
-    const share = `TypeScript, all but ONNX Runtime${without}: ${percent(kind.typescript_share)}`
+    const share = `TypeScript, all but ONNX Runtime and the attention kernel${without}: ${percent(kind.typescript_share)}`
     const handover = `of it threads handing over to each other: ${percent(kind.handover_share)}`
     return `${title}${table([header, ...rows])}${share}; ${handover}\n`
   })

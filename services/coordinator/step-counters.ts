@@ -19,9 +19,11 @@ export type StepTotals = {
   /** Waiting for experts, and of that what the slowest node of each call computed. */
   dispatchMs: number
   expertMs: number
+  /** A thread of the team was inside a kernel. */
+  insideMs: number
   /** [phases] the mean over the team's threads. */
   readonly phaseMs: Float64Array
-  /** [phases] inside ONNX Runtime, on the thread that was there longest. */
+  /** [phases] inside kernels, on the thread that was there longest. */
   readonly runtimeMs: Float64Array
 }
 
@@ -38,17 +40,18 @@ export class StepCounters {
   /** Of layers with one row: dispatch and combine, less what the experts computed; ms. */
   readonly oneRowOverhead = new Histogram(overheadBoundsMs)
   readonly threads: number
-  readonly #buffers: Pick<StepBuffers, 'profile' | 'runtime'>
+  readonly #buffers: Pick<StepBuffers, 'profile' | 'runtime' | 'inside'>
   readonly #nowMs: () => number
   /** The team's counters when the last step ended. */
   readonly #profileBefore: Float64Array
   readonly #runtimeBefore: Float64Array
+  #insideBefore = 0
   readonly #step = { startedMs: 0, lapMs: 0, teamMs: 0, headMs: 0, dispatchMs: 0, expertMs: 0, dispatches: 0 }
   /** Of a dispatch of one row whose combine is under way; -1: none is. */
   #overheadMs = -1
   #combineBefore = 0
 
-  constructor(buffers: Pick<StepBuffers, 'profile' | 'runtime'>, threads: number, nowMs: () => number) {
+  constructor(buffers: Pick<StepBuffers, 'profile' | 'runtime' | 'inside'>, threads: number, nowMs: () => number) {
     this.#buffers = buffers
     this.threads = threads
     this.#nowMs = nowMs
@@ -110,7 +113,10 @@ export class StepCounters {
     totals.headMs += step.headMs
     totals.dispatchMs += step.dispatchMs
     totals.expertMs += step.expertMs
-    const { profile, runtime } = this.#buffers
+    const { profile, runtime, inside } = this.#buffers
+    const insideMs = inside[0] ?? 0
+    totals.insideMs += insideMs - this.#insideBefore
+    this.#insideBefore = insideMs
     for (let phase = 0; phase < phases.length; phase++) {
       let spent = 0
       let inside = 0
@@ -150,6 +156,7 @@ function emptyTotals(): StepTotals {
     headMs: 0,
     dispatchMs: 0,
     expertMs: 0,
+    insideMs: 0,
     phaseMs: new Float64Array(phases.length),
     runtimeMs: new Float64Array(phases.length),
   }

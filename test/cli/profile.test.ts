@@ -21,6 +21,7 @@ const after: ProfileCounters = {
       head_seconds: 0.1,
       dispatch_seconds: 0.35,
       expert_seconds: 0.3,
+      inside_seconds: 0.38,
       phases: [phase('qkv', 0.3, 0.28), phase('router', 0.05, 0.1), phase('waiting', 0.15, 0)],
     },
   ],
@@ -41,6 +42,7 @@ const before: ProfileCounters = {
       head_seconds: 0,
       dispatch_seconds: 0,
       expert_seconds: 0,
+      inside_seconds: 0,
       phases: [],
     },
   ],
@@ -48,14 +50,14 @@ const before: ProfileCounters = {
   ranks: { compute_seconds: 0.1, runtime_seconds: 0.1 },
 }
 
-test('the parts of a step add up to it, and so do those outside ONNX Runtime', () => {
+test('the parts of a step add up to it, and so do those outside kernels', () => {
   const [decode] = tokenProfile(before, after).kinds
   expect(decode).toMatchObject({ kind: 'decode', steps: 100, sequences_per_step: 16, ms_per_step: expect.closeTo(10) })
   const sum = (of: (part: { ms_per_step: number; typescript_share: number | null }) => number) =>
     (decode?.parts ?? []).reduce((total, part) => total + of(part), 0)
   expect(sum((it) => it.ms_per_step)).toBeCloseTo(10)
   expect(sum((it) => it.typescript_share ?? 0)).toBeCloseTo(decode?.typescript_share ?? Number.NaN)
-  // 1 s, less 0.38 s of the team and nine tenths of the experts' 0.3 s inside ONNX Runtime.
+  // 1 s, less 0.38 s of the team and nine tenths of the experts' 0.3 s inside kernels.
   expect(decode?.typescript_share).toBeCloseTo(1 - 0.38 - 0.3 * 0.9)
   const part = (name: string) => decode?.parts.find((it) => it.part === name)
   expect(part('qkv')?.us_per_layer).toBeCloseTo(750)
@@ -83,7 +85,7 @@ test('the table', () => {
   expect(
     profileText(tokenProfile(before, after)),
   ).toBe(`decode: 100 steps, each 10.00 ms for 16.0 rows of 16.0 sequences
-part                         ms/step  us/layer  of the step  outside ONNX Runtime
+part                         ms/step  us/layer  of the step  outside kernels
 qkv                          3.000    750       30.0 %       2.0 %
 router                       0.500    250       5.0 %        0.0 %
 threads wait for each other  1.500    375       15.0 %       10.0 %
@@ -91,7 +93,7 @@ waking the threads           1.000              10.0 %       10.0 %
 dispatch beyond computing    0.500    250       5.0 %        5.0 %
 experts compute              3.000    1500      30.0 %       3.0 %
 schedule and hand out        0.500              5.0 %        5.0 %
-TypeScript, all but ONNX Runtime: 35.0 %; of it threads handing over to each other: 25.0 %
+TypeScript, all but ONNX Runtime and the attention kernel: 35.0 %; of it threads handing over to each other: 25.0 %
 
 dispatch and combine beyond the experts' computing, one row, ms a layer (p50 / p90 / p99 of 10): 0.300 / 0.380 / 0.398
 `)

@@ -66,10 +66,10 @@ describe('a step plan', () => {
   })
 
   test('prefers decodes to prompts, and gives up the lowest priority and the latest arrival first', () => {
-    const early: Schedulable = { priority: 0, arrival: 1, cached: 64, pending: 1 }
-    const late: Schedulable = { priority: 0, arrival: 2, cached: 64, pending: 1 }
-    const low: Schedulable = { priority: -1, arrival: 0, cached: 64, pending: 300 }
-    const plan = planStep([low, late, early], [], { rowsMax: 10, sequencesMax: 8, blocksMax: 4 })
+    const early: Schedulable = { priority: 0, arrival: 1, cached: 2 * kvBlockTokens, pending: 1 }
+    const late: Schedulable = { priority: 0, arrival: 2, cached: 2 * kvBlockTokens, pending: 1 }
+    const low: Schedulable = { priority: -1, arrival: 0, cached: 2 * kvBlockTokens, pending: 300 }
+    const plan = planStep([low, late, early], [], { rowsMax: 10, sequencesMax: 8, blocksMax: 6 })
     expect(plan.preempted).toEqual([low])
     expect(plan.scheduled).toEqual([
       { sequence: early, count: 1 },

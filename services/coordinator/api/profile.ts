@@ -28,6 +28,7 @@ function profileMessage({ coordinator, threads, layers, moeLayers, steps, oneRow
       head_seconds: step.headMs / 1000,
       dispatch_seconds: step.dispatchMs / 1000,
       expert_seconds: step.expertMs / 1000,
+      inside_seconds: step.insideMs / 1000,
       phases: step.phases.map(({ name, ms, runtimeMs }) => ({
         name,
         seconds: ms / 1000,

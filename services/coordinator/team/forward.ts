@@ -13,6 +13,7 @@ import { buildLayer, type Columns, columns, type LayerPart, type ShareSetup } fr
 import { type Phase, phases, type StepBuffers } from './layout.ts'
 import type { OwnExperts } from './own-experts.ts'
 import { chooseExperts } from './router.ts'
+import { Stretches } from './stretches.ts'
 
 /**
  * One thread's share of a coordinator's forward pass. Linear layers are cut by output columns and attention by KV
@@ -37,12 +38,14 @@ export class Forward {
   readonly #head: Columns | null
   readonly #headRows: Float32Array
   readonly #scores: Float64Array
+  readonly #stretches: Stretches
   #clockMs = 0
   #runtimeMs = kernelMs()
 
   constructor(setup: ForwardSetup) {
     this.#setup = setup
     const { spec, thread, threads } = setup
+    this.#stretches = new Stretches(setup.buffers, threads, thread)
     const heads = spec.layers.map(({ attention }) => cut(attention.kvHeads, threads, thread))
     const kernel = new AttentionKernel()
     this.cache = new KvCache(
@@ -70,7 +73,7 @@ export class Forward {
    * of layers. If `from` > 0, layer from-1's experts have answered.
    */
   run(from: number, rows: number, items: readonly Item[], pauses: boolean): number {
-    this.#clockMs = performance.now()
+    this.#begin()
     if (from === 0) {
       this.#embed(rows)
     } else this.#combine(from - 1, rows)
@@ -80,7 +83,10 @@ export class Forward {
       this.#attend(part, layer, rows, items)
       if (part.ffn.kind === 'moe') {
         this.#route(part.ffn.spec, part.ffn.router, rows)
-        if (this.#setup.experts === null) return layer
+        if (this.#setup.experts === null) {
+          this.#stretches.end()
+          return layer
+        }
         this.#computeExperts(this.#setup.experts, layer, rows, part.ffn.spec.expertsPerToken)
         if (pauses) return layer
         this.#combine(layer, rows)
@@ -167,6 +173,12 @@ export class Forward {
     this.#lap('router')
   }
 
+  /** All threads have ended the command before. */
+  #begin(): void {
+    this.#clockMs = performance.now()
+    this.#stretches.begin()
+  }
+
   #computeExperts(experts: OwnExperts, layer: number, rows: number, expertsPerToken: number): void {
     this.#meet()
     experts.compute(layer, rows, expertsPerToken)
@@ -196,7 +208,7 @@ export class Forward {
    * `rowAt(i)`: the step's row of slice row i.
    */
   head(slice: number, rowAt: (index: number) => number): void {
-    this.#clockMs = performance.now()
+    this.#begin()
     const { spec, buffers } = this.#setup
     const { hidden, vocabulary } = spec
     for (let i = 0; i < slice; i++) {
@@ -218,6 +230,7 @@ export class Forward {
   /** Ends the last phase of a command. */
   lapSampling(): void {
     this.#lap('sampling')
+    this.#stretches.end()
   }
 
   close(): void {
@@ -262,7 +275,9 @@ export class Forward {
   }
 
   #meet(): void {
+    this.#stretches.end()
     this.#setup.barrier.wait()
+    this.#stretches.begin()
     this.#lap('waiting')
   }
 

@@ -46,8 +46,12 @@ export type StepBuffers = {
   topLogprobs: Float32Array<SharedArrayBuffer>
   /** [threads, phases] ms, summed since the start. */
   profile: Float64Array<SharedArrayBuffer>
-  /** [threads, phases] of these, ms inside ONNX Runtime. */
+  /** [threads, phases] of these, ms inside kernels: ONNX Runtime's and the one of attention. */
   runtime: Float64Array<SharedArrayBuffer>
+  /** [1] ms in which a thread was inside a kernel: of each stretch between two barriers the longest, summed. */
+  inside: Float64Array<SharedArrayBuffer>
+  /** [2, threads] ms inside kernels in the present stretch and in the one before. */
+  stretches: Float64Array<SharedArrayBuffer>
 }
 
 export const controlWords = {
@@ -143,5 +147,7 @@ export function createStepBuffers(spec: ModelSpec, format: WeightFormat, limits:
     topLogprobs: floats(headRowsMax * topMax),
     profile: new Float64Array(shared(limits.threads * phases.length * 8)),
     runtime: new Float64Array(shared(limits.threads * phases.length * 8)),
+    inside: new Float64Array(shared(8)),
+    stretches: new Float64Array(shared(2 * limits.threads * 8)),
   }
 }
