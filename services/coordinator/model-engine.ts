@@ -7,6 +7,7 @@ import { coordinatorNumerics } from '../runtime/canary.ts'
 import { saturatesInt8 } from '../runtime/probe.ts'
 import type { CapacitySettings } from './capacity.ts'
 import { engineCapacity } from './capacity.ts'
+import { drawKernelBytes } from './draw-kernel.ts'
 import { createEngine } from './engine.ts'
 import type { Engine } from './request.ts'
 import { RequestCounters } from './request-counters.ts'
@@ -55,7 +56,10 @@ export async function startModelEngine(options: ModelEngineOptions): Promise<Mod
   const { spec, weightFormat: format } = pack.manifest
   const limits = engineCapacity(spec, options, { freeBytes: process.availableMemory(), threads })
   const avoidSaturation = saturatesInt8(stageDir)
-  const numerics = coordinatorNumerics({ stageDir, provider: 'cpu', avoidSaturation, format }, kernelBytes)
+  const numerics = coordinatorNumerics(
+    { stageDir, provider: 'cpu', avoidSaturation, format },
+    Buffer.concat([kernelBytes, drawKernelBytes]),
+  )
   const team = await Team.start({
     spec,
     format,

@@ -1,5 +1,6 @@
 import { strict as assert } from 'node:assert'
 import { MoeshError } from '../config/errors.ts'
+import { DrawKernel } from './draw-kernel.ts'
 import { expNegative } from './exp-log.ts'
 import { Largest } from './largest.ts'
 import { uniform } from './philox.ts'
@@ -50,11 +51,19 @@ export function createSampler(vocabulary: number): Sampler {
     bucketIds: new Int32Array(vocabulary),
     bucketValues: new Float64Array(vocabulary),
   }
+  const drawKernel = new DrawKernel(vocabulary)
   return {
     sample: (logits, options, position, candidate, history) => {
       const masksStops = position < options.minTokens && options.stopTokenIds.size > 0
       const isAdjusted = masksStops || hasAdjustments(options)
       if (options.temperature === 0 && !isAdjusted) return best(scratch.largest, logits, vocabulary)
+      const share = uniform(options.seed, candidate, position)
+      const isNarrowed = options.topK > 0 || options.topP < 1 || options.minP > 0
+      if (options.temperature > 0 && !isAdjusted && !isNarrowed) {
+        const id = drawKernel.draw(logits, options.temperature, share)
+        // Where there is none to draw, this says why.
+        return id >= 0 ? id : best(scratch.largest, logits, vocabulary)
+      }
       const adjusted = scratch.logits
       if (isAdjusted) {
         adjusted.set(logits)
@@ -63,7 +72,7 @@ export function createSampler(vocabulary: number): Sampler {
       }
       if (options.temperature === 0) return best(scratch.largest, adjusted, vocabulary)
       const kept = keep(scratch, isAdjusted ? adjusted : logits, options)
-      return draw(scratch, kept, uniform(options.seed, candidate, position))
+      return draw(scratch, kept, share)
     },
   }
 }

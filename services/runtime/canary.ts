@@ -27,13 +27,13 @@ export function expertNumerics(options: NumericsOptions): string {
 }
 
 /**
- * Of a coordinator's own share: linear layers, router, and the host's own functions. Always on the CPU. `kernel`: the
- * attention kernel's code, which computes the same bits everywhere.
+ * Of a coordinator's own share: linear layers, router, and the host's own functions. Always on the CPU. `kernels`: the
+ * code of its own kernels, which compute the same bits everywhere.
  */
-export function coordinatorNumerics(options: NumericsOptions, kernel: Uint8Array): string {
+export function coordinatorNumerics(options: NumericsOptions, kernels: Uint8Array): string {
   const hash = createHash('sha256')
   const cpu = { ...options, provider: 'cpu' as const }
-  hash.update(projectionBits(cpu)).update(routerBits(cpu)).update(hostBits()).update(kernel)
+  hash.update(projectionBits(cpu)).update(routerBits(cpu)).update(hostBits()).update(kernels)
   return className('cpu', hash.digest('hex'))
 }
 

@@ -2,18 +2,23 @@ import { createHash } from 'node:crypto'
 import { readFileSync } from 'node:fs'
 import fc from 'fast-check'
 import { expect, test } from 'vitest'
+import { drawKernelBytes } from '../../services/coordinator/draw-kernel.ts'
 import { Attention, type Item, projectionWidth } from '../../services/coordinator/team/attention.ts'
 import { AttentionKernel, kernelBytes } from '../../services/coordinator/team/attention-kernel.ts'
 import { KvCache, kvBlockTokens } from '../../services/coordinator/team/kv-cache.ts'
 import type { AttentionSpec } from '../../services/model/spec.ts'
 import { randomFloats } from '../graph/random.ts'
 
-const kernelSource = new URL('../../services/coordinator/team/kernel/attention.ts', import.meta.url)
+const kernelDirectory = new URL('../../services/coordinator/team/kernel/', import.meta.url)
 
-test('the kernel was compiled from its source; else: npm run kernel', () => {
+test.each([
+  ['attention', kernelBytes],
+  ['sampling', drawKernelBytes],
+])('the kernel of %s was compiled from its source; else: npm run kernel', (name, bytes) => {
+  const sources = [`${name}.ts`, 'exp.ts'].map((file) => readFileSync(new URL(file, kernelDirectory)))
   // The last section of the module: id, length, name.
-  const digest = kernelBytes.subarray(-32).toString('hex')
-  expect(digest).toBe(createHash('sha256').update(readFileSync(kernelSource)).digest('hex'))
+  const digest = bytes.subarray(-32).toString('hex')
+  expect(digest).toBe(createHash('sha256').update(Buffer.concat(sources)).digest('hex'))
 })
 
 type Shape = Pick<AttentionSpec, 'heads' | 'kvHeads' | 'headDim' | 'window' | 'clip' | 'qkNorm'>

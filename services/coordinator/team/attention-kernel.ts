@@ -1,14 +1,14 @@
 import { readFileSync } from 'node:fs'
 import { MoeshError } from '../../config/errors.ts'
+import {
+  createWasmMemory,
+  instantiateKernel,
+  type WasmMemory,
+  wasmPageBytes,
+  wasmPagesMax,
+} from '../../runtime/wasm.ts'
 import { kvBlockTokens } from './kv-cache.ts'
 
-/** What of WebAssembly is used; the language's own declarations do not have it. */
-declare const WebAssembly: {
-  Memory: new (descriptor: { initial: number; maximum: number }) => KernelPages
-  Module: new (bytes: Uint8Array) => object
-  Instance: new (module: object, imports: { env: { memory: KernelPages } }) => { exports: KernelExports }
-}
-type KernelPages = { readonly buffer: ArrayBuffer; grow(pages: number): number }
 /** See `kernel/attention.ts`. */
 type KernelExports = {
   readonly blockTokens: { readonly value: number }
@@ -46,21 +46,19 @@ type KernelExports = {
 /** `kernel/attention.ts`, compiled. Its bytes are part of what a coordinator's bits depend on. */
 export const kernelBytes = readFileSync(new URL('./kernel/attention.wasm', import.meta.url))
 
-const pageBytes = 65536
-const pagesMax = 65536
 const alignment = 64
 /** Grown by so many at once: growing makes new views of all of it. */
 const growPages = 256
 
 /** What one thread's keys, values and scratch can take at most: pointers have 32 bits. */
-export const kernelBytesMax = pagesMax * pageBytes
+export const kernelBytesMax = wasmPagesMax * wasmPageBytes
 
 /** A span of the memory that holds at least what was asked for last; what it held before is lost when it grows. */
 export type Span = { at: number; bytes: number }
 
 /** The attention kernel and the memory of one thread that it works in. Addresses are in bytes. */
 export class AttentionKernel {
-  readonly #pages: KernelPages
+  readonly #pages: WasmMemory
   readonly code: KernelExports
   #floats: Float32Array<ArrayBuffer>
   #ints: Int32Array<ArrayBuffer>
@@ -68,9 +66,8 @@ export class AttentionKernel {
   #used = alignment
 
   constructor() {
-    this.#pages = new WebAssembly.Memory({ initial: 1, maximum: pagesMax })
-    const module = new WebAssembly.Module(kernelBytes)
-    this.code = new WebAssembly.Instance(module, { env: { memory: this.#pages } }).exports
+    this.#pages = createWasmMemory(1)
+    this.code = instantiateKernel<KernelExports>(kernelBytes, this.#pages)
     this.#floats = new Float32Array(this.#pages.buffer)
     this.#ints = new Int32Array(this.#pages.buffer)
     if (this.code.blockTokens.value !== kvBlockTokens) {
@@ -90,7 +87,7 @@ export class AttentionKernel {
   allocate(bytes: number): number {
     const at = this.#used
     const end = at + Math.ceil(bytes / alignment) * alignment
-    const missing = Math.ceil((end + 4 * alignment - this.#pages.buffer.byteLength) / pageBytes)
+    const missing = Math.ceil((end + 4 * alignment - this.#pages.buffer.byteLength) / wasmPageBytes)
     if (missing > 0) this.#grow(missing)
     this.#used = end
     return at
@@ -105,13 +102,13 @@ export class AttentionKernel {
   }
 
   #grow(missing: number): void {
-    const room = pagesMax - this.#pages.buffer.byteLength / pageBytes
+    const room = wasmPagesMax - this.#pages.buffer.byteLength / wasmPageBytes
     try {
       this.#pages.grow(Math.min(room, Math.max(missing, growPages)))
     } catch (cause) {
       throw new MoeshError(
         'INTERNAL',
-        `there is no memory for ${missing * pageBytes} more bytes of keys and values`,
+        `there is no memory for ${missing * wasmPageBytes} more bytes of keys and values`,
         'give the KV cache less with --kv-memory, or the coordinator more --threads',
         { cause },
       )

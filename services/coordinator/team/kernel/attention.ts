@@ -1,5 +1,7 @@
 // AssemblyScript, compiled by build.mjs to attention.wasm: TypeScript with the types and vectors of WebAssembly.
 
+import { exp } from './exp'
+
 /**
  * Attention of query rows over keys and values in blocks: softmax(q kᵀ scale) v, as in "Attention Is All You Need"
  * (Vaswani et al., 2017), with the paged cache of vLLM (Kwon et al., 2023). Every row is computed by itself, in one order
@@ -303,24 +305,6 @@ function softmax(scores: usize, first: i32, end: i32): f32 {
 function addLanes(x: v128): f32 {
   const even = f32x4.extract_lane(x, 0) + f32x4.extract_lane(x, 2)
   return even + (f32x4.extract_lane(x, 1) + f32x4.extract_lane(x, 3))
-}
-
-/** e^x for x <= 0, 0 below -87; error below 2 ulp (Moshier's Cephes, expf). */
-// @ts-ignore: a decorator of AssemblyScript
-@inline
-function exp(x: v128): v128 {
-  const n = f32x4.nearest(f32x4.mul(x, f32x4.splat(1.44269504088896341)))
-  let r = f32x4.sub(x, f32x4.mul(n, f32x4.splat(0.693359375)))
-  r = f32x4.sub(r, f32x4.mul(n, f32x4.splat(-2.12194440e-4)))
-  let p = f32x4.splat(1.9875691500e-4)
-  p = f32x4.add(f32x4.mul(p, r), f32x4.splat(1.3981999507e-3))
-  p = f32x4.add(f32x4.mul(p, r), f32x4.splat(8.3334519073e-3))
-  p = f32x4.add(f32x4.mul(p, r), f32x4.splat(4.1665795894e-2))
-  p = f32x4.add(f32x4.mul(p, r), f32x4.splat(1.6666665459e-1))
-  p = f32x4.add(f32x4.mul(p, r), f32x4.splat(5.0000001201e-1))
-  const y = f32x4.add(f32x4.add(f32x4.mul(p, f32x4.mul(r, r)), r), f32x4.splat(1))
-  const power = i32x4.shl(i32x4.add(i32x4.trunc_sat_f32x4_s(n), i32x4.splat(127)), 23)
-  return v128.and(f32x4.mul(y, power), f32x4.gt(x, f32x4.splat(-87)))
 }
 
 /** out += weights[t] values[t] for `count` rows of values, in their order. */

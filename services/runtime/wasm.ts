@@ -1,0 +1,21 @@
+/** What of WebAssembly is used; the language's own declarations do not have it. */
+declare const WebAssembly: {
+  Memory: new (descriptor: { initial: number; maximum: number }) => WasmMemory
+  Module: new (bytes: Uint8Array) => object
+  Instance: new (module: object, imports: { env: { memory: WasmMemory } }) => { exports: unknown }
+}
+
+export type WasmMemory = { readonly buffer: ArrayBuffer; grow(pages: number): number }
+
+export const wasmPageBytes = 65536
+/** Pointers have 32 bits. */
+export const wasmPagesMax = 65536
+
+export function createWasmMemory(pages: number, maximum = wasmPagesMax): WasmMemory {
+  return new WebAssembly.Memory({ initial: pages, maximum })
+}
+
+/** A compiled kernel on a memory. What it exports is known by its source alone. */
+export function instantiateKernel<Exports>(bytes: Uint8Array, memory: WasmMemory): Exports {
+  return new WebAssembly.Instance(new WebAssembly.Module(bytes), { env: { memory } }).exports as Exports
+}
