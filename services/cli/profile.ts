@@ -58,7 +58,7 @@ export type StepsProfile = {
   rows_per_step: number
   ms_per_step: number
   parts: ProfilePart[]
-  /** Of the step, what was neither inside a kernel (ONNX Runtime's, attention's) nor on the way to another process. */
+  /** Of the step, what was neither inside a compiled kernel (ONNX Runtime's, attention's, sampling's) nor on the way to another process. */
   typescript_share: number
   /** Of the step, and of that share: threads that wait to be woken by each other, not code that runs. */
   handover_share: number
@@ -225,7 +225,7 @@ export function profileText(profile: TokenProfile): string {
     ])
     const header = ['part', 'ms/step', 'us/layer', 'of the step', 'outside kernels']
     const without = profile.is_embedded ? '' : ', the way to the experts and their computing'
-    const share = `TypeScript, all but ONNX Runtime and the attention kernel${without}: ${percent(kind.typescript_share)}`
+    const share = `TypeScript, all but compiled kernels${without}: ${percent(kind.typescript_share)}`
     const handover = `of it threads handing over to each other: ${percent(kind.handover_share)}`
     return `${title}${table([header, ...rows])}${share}; ${handover}\n`
   })

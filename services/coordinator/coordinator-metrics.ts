@@ -50,7 +50,7 @@ export function addStepMetrics(metrics: Metrics, { steps }: ModelEngine): void {
       stepParts(steps.totals[kind]).map(({ name: phase, ms }) => ({ labels: { kind, phase }, value: ms / 1000 })),
     ),
   )
-  metrics.counter('moesh_step_runtime_seconds_total', "Of the team's phases, time inside ONNX Runtime.", () =>
+  metrics.counter('moesh_step_runtime_seconds_total', "Of the team's phases, time inside compiled kernels.", () =>
     stepKinds.flatMap((kind) =>
       namedPhases(steps.totals[kind]).map(({ name: phase, runtimeMs }) => ({
         labels: { kind, phase },

@@ -93,7 +93,7 @@ waking the threads           1.000              10.0 %       10.0 %
 dispatch beyond computing    0.500    250       5.0 %        5.0 %
 experts compute              3.000    1500      30.0 %       3.0 %
 schedule and hand out        0.500              5.0 %        5.0 %
-TypeScript, all but ONNX Runtime and the attention kernel: 35.0 %; of it threads handing over to each other: 25.0 %
+TypeScript, all but compiled kernels: 35.0 %; of it threads handing over to each other: 25.0 %
 
 dispatch and combine beyond the experts' computing, one row, ms a layer (p50 / p90 / p99 of 10): 0.300 / 0.380 / 0.398
 `)

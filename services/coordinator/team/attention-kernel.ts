@@ -104,7 +104,7 @@ export class AttentionKernel {
   #grow(missing: number): void {
     const room = wasmPagesMax - this.#pages.buffer.byteLength / wasmPageBytes
     try {
-      this.#pages.grow(Math.min(room, Math.max(missing, growPages)))
+      this.#pages.grow(Math.max(missing, Math.min(growPages, room)))
     } catch (cause) {
       throw new MoeshError(
         'INTERNAL',

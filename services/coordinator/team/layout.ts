@@ -46,7 +46,7 @@ export type StepBuffers = {
   topLogprobs: Float32Array<SharedArrayBuffer>
   /** [threads, phases] ms, summed since the start. */
   profile: Float64Array<SharedArrayBuffer>
-  /** [threads, phases] of these, ms inside kernels: ONNX Runtime's and the one of attention. */
+  /** [threads, phases] of these, ms inside compiled kernels: ONNX Runtime's, attention's, sampling's. */
   runtime: Float64Array<SharedArrayBuffer>
   /** [1] ms in which a thread was inside a kernel: of each stretch between two barriers the longest, summed. */
   inside: Float64Array<SharedArrayBuffer>

@@ -2,8 +2,8 @@ import type { RopeSpec } from '../../model/spec.ts'
 import type { AttentionKernel, Span } from './attention-kernel.ts'
 
 /**
- * Cosines and sines of a rotary embedding in the kernel's memory, [positions, headDim / 2] each, grown on demand. They
- * are made here and not in a graph because ONNX Runtime's vectorised Sin and Cos depend on a value's place in the buffer.
+ * Cosines and sines of a rotary embedding in the kernel's memory, [positions, headDim / 2] each, grown on demand. Made
+ * here, since WebAssembly has neither.
  */
 export class RopeTable {
   readonly #kernel: AttentionKernel
