@@ -51,11 +51,11 @@ const described = {
 
 export const commands = {
   serve: {
-    summary: 'everything in one process: coordinator, expert ranks as threads, store in memory',
+    summary: 'everything in one process: coordinator, experts on its threads, store in memory',
     positionals: ['[MODEL]'],
     flags: [...node, 'model', 'format', 'cache', 'ranks', 'memory', 'provider', ...engine, ...process],
     defaults: { ...nodeDefaults, grpc: '127.0.0.1:50051', store: 'memory:', format: 'int8' },
-    described: { ...described, model: 'the demo model' },
+    described: { ...described, model: 'the demo model', ranks: 'as many as threads; with a device, cores' },
   },
   coordinator: {
     summary: 'a coordinator process; waits for expert nodes until every expert has a live copy',

@@ -19,19 +19,29 @@ const kvMemoryShare = 0.4
 const defaultBatchTokens = 512
 const defaultSequences = 128
 const queueMax = 1024
-/** Of keys and values; the attention kernel's scratch needs some of a thread's memory. */
-const threadBytesMax = kernelBytesMax - 256 * 2 ** 20
 
 /** Bytes that the keys and values of one token take, over all layers. */
 export function kvBytesPerToken(spec: ModelSpec): number {
   return spec.layers.reduce((sum, { attention }) => sum + 2 * attention.kvHeads * attention.headDim * 4, 0)
 }
 
-/** Of the thread that has the most KV heads. */
+/** KV heads of the thread that has the most. */
+const headsOfThread = (kvHeads: number, threads: number) => Math.ceil(kvHeads / threads)
+
 function kvBytesPerTokenOfThread(spec: ModelSpec, threads: number): number {
   return spec.layers.reduce((sum, { attention }) => {
-    return sum + 2 * Math.ceil(attention.kvHeads / threads) * attention.headDim * 4
+    return sum + 2 * headsOfThread(attention.kvHeads, threads) * attention.headDim * 4
   }, 0)
+}
+
+/** What the attention kernel takes of a thread's memory beside keys and values: projections, rotary tables, scores. */
+function scratchBytes(spec: ModelSpec, threads: number, context: number, rows: number): number {
+  const widest = spec.layers.reduce((most, { attention: { heads, kvHeads, headDim } }) => {
+    return Math.max(most, headsOfThread(kvHeads, threads) * (heads / kvHeads + 2) * headDim)
+  }, 0)
+  const headDim = Math.max(...spec.layers.map(({ attention }) => attention.headDim))
+  // Spans grow by doubling, and what they leave behind is lost.
+  return 2 * 4 * (rows * widest + context * (headDim + 10)) + 64 * 2 ** 20
 }
 
 /**
@@ -43,13 +53,15 @@ export function engineCapacity(
   settings: CapacitySettings,
   { freeBytes, threads }: { freeBytes: number; threads: number },
 ): EngineLimits {
+  const maxBatchTokens = settings.maxBatchTokens ?? Math.max(defaultBatchTokens, settings.maxSequences ?? 0)
   const perToken = kvBytesPerToken(spec)
-  const holdable = Math.floor((threadBytesMax / kvBytesPerTokenOfThread(spec, threads)) * perToken)
+  const scratch = scratchBytes(spec, threads, settings.context ?? spec.contextLength, maxBatchTokens)
+  const holdable = Math.floor(((kernelBytesMax - scratch) / kvBytesPerTokenOfThread(spec, threads)) * perToken)
   if (settings.kvMemory !== undefined && settings.kvMemory > holdable) {
     throw new MoeshError(
       'USAGE',
       `--kv-memory ${settings.kvMemory} is more than ${threads} threads can hold of this model: ${holdable} bytes`,
-      'give it less, or the coordinator more --threads',
+      'give it less, or more --threads while there are KV heads for them',
     )
   }
   const kvBytes = settings.kvMemory ?? Math.min(holdable, Math.floor(freeBytes * kvMemoryShare))
@@ -64,7 +76,6 @@ export function engineCapacity(
   if (settings.context !== undefined && settings.context > spec.contextLength) {
     throw new MoeshError('USAGE', `--context ${settings.context} is beyond the model's ${spec.contextLength}`)
   }
-  const maxBatchTokens = settings.maxBatchTokens ?? Math.max(defaultBatchTokens, settings.maxSequences ?? 0)
   const maxSequences = settings.maxSequences ?? Math.min(defaultSequences, maxBatchTokens)
   if (maxSequences > maxBatchTokens) {
     throw new MoeshError(

@@ -5,11 +5,10 @@ import type { ModelSpec } from '../model/spec.ts'
 import { checkRequest } from './admission.ts'
 import type { Engine, EngineHandle, EngineRequest, EngineSink, FinishReason, TokenLogprobs } from './request.ts'
 import type { RequestCounters } from './request-counters.ts'
-import { planStep } from './scheduler.ts'
+import { kvBlocks, planStep } from './scheduler.ts'
 import { newSequence, type Running, type Sequence, wantsTrace } from './sequence.ts'
 import type { StepCounters } from './step-counters.ts'
 import type { Item } from './team/attention.ts'
-import { kvBlockTokens } from './team/kv-cache.ts'
 import { drawToken, noLogprobs, resultWords } from './team/layout.ts'
 import type { HeadRow, Team } from './team/team.ts'
 import { TraceRecorder } from './trace-recorder.ts'
@@ -174,7 +173,7 @@ class StepEngine implements Engine {
     const plan = planStep(this.#running, this.#waiting, {
       rowsMax: limits.maxBatchTokens,
       sequencesMax: limits.maxSequences,
-      blocksMax: Math.floor(limits.kvTokensMax / kvBlockTokens),
+      blocksMax: kvBlocks(limits.kvTokensMax),
     })
     for (const sequence of plan.preempted) this.#preempt(sequence)
     for (const sequence of plan.admitted) this.#admit(sequence)
@@ -292,7 +291,7 @@ class StepEngine implements Engine {
       if (!promptIsRead || sequences.length === 1 || request.resumeFrom !== undefined) continue
       for (const other of sequences) {
         if (other.candidate === 0 || other.state !== 'waiting' || this.#waiting.includes(other)) continue
-        if (this.#freeSlots.length === 0 || sequence.slot === null) {
+        if (this.#freeSlots.length === 0 || sequence.slot === null || !this.#hasRoomFor(sequence)) {
           // No room now: it reads the prompt by itself later.
           this.#waiting.push(other)
           continue
@@ -305,6 +304,12 @@ class StepEngine implements Engine {
         this.#running.push(other)
       }
     }
+  }
+
+  /** For a copy of the sequence in the KV cache, beside what runs, with its next token. */
+  #hasRoomFor({ cached }: Sequence): boolean {
+    const taken = this.#running.reduce((sum, other) => sum + kvBlocks(other.cached + 1), 0)
+    return taken + kvBlocks(cached + 1) <= kvBlocks(this.#options.limits.kvTokensMax)
   }
 
   /** Asks the head for what the step's rows are for, a slice at a time, and passes it on. */

@@ -5,6 +5,7 @@ import type { ModelSpec } from '../model/spec.ts'
 import type { PackReader } from '../pack/reader.ts'
 import { coordinatorNumerics } from '../runtime/canary.ts'
 import { saturatesInt8 } from '../runtime/probe.ts'
+import { codeOf } from '../runtime/wasm.ts'
 import type { CapacitySettings } from './capacity.ts'
 import { engineCapacity } from './capacity.ts'
 import { drawKernelBytes } from './draw-kernel.ts'
@@ -53,12 +54,14 @@ const headRowsMax = 32
 export async function startModelEngine(options: ModelEngineOptions): Promise<ModelEngine> {
   const { pack, experts, threads, stageDir } = options
   const shards = 'dispatch' in experts ? null : experts
+  // Not loaded yet where the team computes them.
+  const expertBytes = shards?.reduce((sum, { bytes }) => sum + bytes, 0) ?? 0
   const { spec, weightFormat: format } = pack.manifest
-  const limits = engineCapacity(spec, options, { freeBytes: process.availableMemory(), threads })
+  const limits = engineCapacity(spec, options, { freeBytes: process.availableMemory() - expertBytes, threads })
   const avoidSaturation = saturatesInt8(stageDir)
   const numerics = coordinatorNumerics(
     { stageDir, provider: 'cpu', avoidSaturation, format },
-    Buffer.concat([kernelBytes, drawKernelBytes]),
+    Buffer.concat([codeOf(kernelBytes), codeOf(drawKernelBytes)]),
   )
   const team = await Team.start({
     spec,

@@ -29,7 +29,7 @@ export type Sampler = {
    * min-p (at least that fraction of the likeliest token's probability).
    *
    * The result is a pure function of the logits' bits, the options, `position` (in the candidate's output, from 0),
-   * `candidate` and the history: sums run in ascending token id, and the random number is keyed, not stateful.
+   * `candidate` and the history: sums run in one order, and the random number is keyed, not stateful.
    * `logits` ([vocabulary] f32) stays as it is. Errors: INTERNAL where the logits hold no finite maximum.
    */
   sample(
@@ -61,8 +61,8 @@ export function createSampler(vocabulary: number): Sampler {
       const isNarrowed = options.topK > 0 || options.topP < 1 || options.minP > 0
       if (options.temperature > 0 && !isAdjusted && !isNarrowed) {
         const id = drawKernel.draw(logits, options.temperature, share)
-        // Where there is none to draw, this says why.
-        return id >= 0 ? id : best(scratch.largest, logits, vocabulary)
+        if (id >= 0) return id
+        // A logit that is not a number, or none that is finite: what follows leaves them out, or says so.
       }
       const adjusted = scratch.logits
       if (isAdjusted) {

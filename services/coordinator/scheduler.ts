@@ -36,7 +36,7 @@ export type StepPlan<S> = {
   admitted: S[]
 }
 
-const blocks = (tokens: number) => Math.ceil(tokens / kvBlockTokens)
+export const kvBlocks = (tokens: number) => Math.ceil(tokens / kvBlockTokens)
 
 export function inOrder<S extends Schedulable>(sequences: readonly S[]): S[] {
   return [...sequences].sort((a, b) => b.priority - a.priority || a.arrival - b.arrival)
@@ -52,17 +52,17 @@ export function planStep<S extends Schedulable>(
   const scheduled = new Map<S, number>()
   const preempted: S[] = []
   let rows = limits.rowsMax
-  let used = order.reduce((sum, { cached }) => sum + blocks(cached), 0)
+  let used = order.reduce((sum, { cached }) => sum + kvBlocks(cached), 0)
 
   /** Takes the KV blocks for `count` more tokens, from those last in order if need be. */
   const reserve = (sequence: S, count: number): boolean => {
-    const need = blocks(sequence.cached + count) - blocks(sequence.cached)
+    const need = kvBlocks(sequence.cached + count) - kvBlocks(sequence.cached)
     while (used + need > limits.blocksMax) {
       const victim = order.findLast((other) => active.has(other) && !scheduled.has(other))
       if (victim === undefined) return false
       active.delete(victim)
       preempted.push(victim)
-      used -= blocks(victim.cached)
+      used -= kvBlocks(victim.cached)
       if (victim === sequence) return false
     }
     used += need
@@ -85,10 +85,10 @@ export function planStep<S extends Schedulable>(
     for (const sequence of inOrder(waiting)) {
       if (rows === 0 || active.size >= limits.sequencesMax) break
       // All of its prompt must fit, or it would soon be preempted; a first one always may, alone.
-      const fits = used + blocks(sequence.pending + 1) <= limits.blocksMax
+      const fits = used + kvBlocks(sequence.pending + 1) <= limits.blocksMax
       if (!fits && active.size > 0) break
       const count = Math.min(sequence.pending, rows)
-      used += blocks(sequence.pending + 1)
+      used += kvBlocks(sequence.pending + 1)
       active.add(sequence)
       admitted.push(sequence)
       scheduled.set(sequence, count)

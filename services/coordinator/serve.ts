@@ -21,9 +21,9 @@ import { createMemoryJournal } from './journal.ts'
 import { fingerprint, startModelEngine } from './model-engine.ts'
 
 /**
- * The embedded form: a coordinator with its experts in the same process. Where every core has a thread for both, the
- * coordinator's threads compute the experts too; otherwise there are rank threads (or devices) and a dispatcher as in a
- * cluster, with shared memory where that has gRPC. What a cluster computes must equal it bit for bit.
+ * The embedded form: a coordinator with its experts in the same process. On the CPU, where there are as many ranks as
+ * threads, the coordinator's threads compute the experts too; otherwise there are rank threads (or devices) and a
+ * dispatcher as in a cluster, with shared memory where that has gRPC. What a cluster computes must equal it bit for bit.
  */
 export async function serve(settings: ServeSettings, log: Logger): Promise<RunningProcess> {
   const { provider } = settings
@@ -38,8 +38,8 @@ export async function serve(settings: ServeSettings, log: Logger): Promise<Runni
 
   const avoidSaturation = provider === 'cpu' && saturatesInt8(stageDir)
   const expertClass = expertNumerics({ stageDir, provider, avoidSaturation, format })
-  const ranks = settings.ranks ?? availableParallelism()
   const threads = settings.threads ?? availableParallelism()
+  const ranks = settings.ranks ?? (provider === 'cpu' ? threads : availableParallelism())
   const rankThreads =
     provider === 'cpu' && ranks === threads
       ? null

@@ -15,6 +15,14 @@ export function createWasmMemory(pages: number, maximum = wasmPagesMax): WasmMem
   return new WebAssembly.Memory({ initial: pages, maximum })
 }
 
+/** At a kernel's end: the digest of its source, see `coordinator/team/kernel/build.mjs`. */
+const sourceSectionBytes = 3 + 'source'.length + 32
+
+/** A kernel without what does not change what it computes. */
+export function codeOf(bytes: Uint8Array): Uint8Array {
+  return bytes.subarray(0, bytes.length - sourceSectionBytes)
+}
+
 /** A compiled kernel on a memory. What it exports is known by its source alone. */
 export function instantiateKernel<Exports>(bytes: Uint8Array, memory: WasmMemory): Exports {
   return new WebAssembly.Instance(new WebAssembly.Module(bytes), { env: { memory } }).exports as Exports

@@ -4,7 +4,7 @@ import fc from 'fast-check'
 import { expect, test } from 'vitest'
 import { drawKernelBytes } from '../../services/coordinator/draw-kernel.ts'
 import { Attention, type Item, projectionWidth } from '../../services/coordinator/team/attention.ts'
-import { AttentionKernel, kernelBytes } from '../../services/coordinator/team/attention-kernel.ts'
+import { AttentionKernel, kernelBytes, kernelBytesMax } from '../../services/coordinator/team/attention-kernel.ts'
 import { KvCache, kvBlockTokens } from '../../services/coordinator/team/kv-cache.ts'
 import type { AttentionSpec } from '../../services/model/spec.ts'
 import { randomFloats } from '../graph/random.ts'
@@ -49,7 +49,14 @@ function specOf(shape: Shape): AttentionSpec {
 function setUp(shape: Shape, tokens: number, seed: number) {
   const spec = specOf(shape)
   const kernel = new AttentionKernel()
-  const attention = new Attention(kernel, new KvCache(kernel, [{ heads: spec.kvHeads, headDim: spec.headDim }]))
+  const cache = new KvCache(kernel, [{ heads: spec.kvHeads, headDim: spec.headDim }])
+  // What blocks held before must not show.
+  const poisoned = cache.reserve(99, 0, 12 * kvBlockTokens)
+  for (const block of poisoned) {
+    kernel.floats.fill(Number.NaN, block / 4, block / 4 + 2 * spec.kvHeads * kvBlockTokens * spec.headDim)
+  }
+  cache.free(99)
+  const attention = new Attention(kernel, cache)
   const norm = (heads: number, from: number) =>
     spec.qkNorm === 'none' ? null : randomFloats(spec.qkNorm === 'full' ? heads * spec.headDim : spec.headDim, 1, from)
   const weights = { qNorm: norm(spec.heads, seed + 1), kNorm: norm(spec.kvHeads, seed + 2), normEps: 1e-5 }
@@ -131,7 +138,7 @@ test('equals plain attention', () => {
       const worst = y.reduce((most, value, index) => Math.max(most, Math.abs(value - (expected[index] ?? 0))), 0)
       expect(worst).toBeLessThan(2e-5)
     }),
-    { numRuns: 60 },
+    { seed: 14, numRuns: 60 },
   )
 })
 
@@ -156,7 +163,7 @@ test("a row's bits depend neither on chunks nor on other sequences, nor on what 
         done += count
       }
     }),
-    { numRuns: 40 },
+    { seed: 15, numRuns: 40 },
   )
 })
 
@@ -174,4 +181,13 @@ test('blocks of sequences that ended are used again, and a copy is one of its ow
   expect(kernel.floats[(copied[0] ?? 0) / 4]).toBe(7)
   cache.free(0)
   expect([...cache.reserve(2, 0, 3 * kvBlockTokens)].sort()).toEqual(first.sort())
+})
+
+test('where memory cannot grow, what was there stays, and a later try begins anew', () => {
+  const kernel = new AttentionKernel()
+  const span = { at: 0, bytes: 0 }
+  const at = kernel.reserve(span, 1000)
+  expect(() => kernel.reserve(span, kernelBytesMax)).toThrow(/no memory/)
+  expect(span).toEqual({ at, bytes: 1000 })
+  expect(kernel.reserve(span, 3000)).not.toBe(at)
 })

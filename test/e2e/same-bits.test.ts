@@ -64,12 +64,14 @@ const models = [
   { name: 'olmoe with blocks of 128', directory: ensureCheckpoint(wideDirectory, wide, 1) },
   { name: 'olmoe', directory: findGolden('olmoe') },
   { name: 'mixtral', directory: findGolden('mixtral') },
+  { name: 'mistral with a window', directory: findGolden('mistral_sliding') },
+  { name: 'qwen3_moe with dense layers', directory: findGolden('qwen3_moe_mixed_layers') },
   { name: 'qwen3 (dense)', directory: findGolden('qwen3') },
 ]
 
 const single: Topology = { transport: 'shared memory', nodes: 1, ranks: 1, threads: 1 }
 
-/** Two requests: every log-probability of a greedy one, and a drawn one. */
+/** Every log-probability of a greedy one, a drawn one, and one whose candidates begin with a copy of its prompt. */
 const requests: TestRequest[] = [
   {
     promptIds: [58, 229, 7, 270, 176, 31, 99, 204, 18, 5, 77, 130, 241, 66, 8, 9, 150, 33, 61, 210],
@@ -80,6 +82,11 @@ const requests: TestRequest[] = [
     promptIds: [40, 17, 222, 133, 6],
     sampling: { maxTokens: 12, temperature: 0.9, topP: 0.95, topK: 50, seed: 42n, repetitionPenalty: 1.1 },
     output: { logprobs: 5 },
+  },
+  {
+    promptIds: Array.from({ length: 40 }, (_, i) => 5 + ((i * 53) % 250)),
+    candidates: 3,
+    sampling: { maxTokens: 6, temperature: 1, seed: 7n },
   },
 ]
 
@@ -103,7 +110,7 @@ describe.each(models)('$name', ({ directory }) => {
 
     test.each(variations)('$why', async (variation) => {
       const results = await run(directory, format, variation)
-      expect(results.map(bits)).toEqual(reference)
+      expect(results.map(bits)).toEqual(reference.slice(0, results.length))
     })
   })
 })
@@ -112,7 +119,9 @@ async function run(directory: string, format: WeightFormat, variation: Variation
   const model = await runModel(await pack(directory, format), { ...single, ...variation })
   try {
     const beside = Array.from({ length: variation.neighbours ?? 0 }, (_, index) => model.generate(neighbour(index)))
-    const results = await (variation.neighbours ? Promise.all(requests.map(model.generate)) : inTurn(model))
+    // Candidates run at once: one row a step is too few for them.
+    const asked = requests.filter(({ candidates = 1 }) => candidates <= (variation.maxBatchTokens ?? candidates))
+    const results = await (variation.neighbours ? Promise.all(asked.map(model.generate)) : inTurn(model, asked))
     await Promise.all(beside)
     return results
   } finally {
@@ -120,9 +129,9 @@ async function run(directory: string, format: WeightFormat, variation: Variation
   }
 }
 
-async function inTurn(model: RunningModel): Promise<Result[]> {
+async function inTurn(model: RunningModel, asked: readonly TestRequest[]): Promise<Result[]> {
   const results: Result[] = []
-  for (const request of requests) results.push(await model.generate(request))
+  for (const request of asked) results.push(await model.generate(request))
   return results
 }
 

@@ -62,7 +62,7 @@ export class AttentionKernel {
   readonly code: KernelExports
   #floats: Float32Array<ArrayBuffer>
   #ints: Int32Array<ArrayBuffer>
-  /** Address 0 is left free, and the last line: the kernel reads whole lines. */
+  /** Address 0 is left free, and the last four lines: the kernel reads so many at once. */
   #used = alignment
 
   constructor() {
@@ -95,8 +95,10 @@ export class AttentionKernel {
 
   reserve(span: Span, bytes: number): number {
     if (bytes > span.bytes) {
-      span.bytes = Math.max(bytes, 2 * span.bytes)
-      span.at = this.allocate(span.bytes)
+      const wanted = Math.max(bytes, 2 * span.bytes)
+      // In this order: a failed growth leaves the span as it was.
+      span.at = this.allocate(wanted)
+      span.bytes = wanted
     }
     return span.at
   }
@@ -109,7 +111,7 @@ export class AttentionKernel {
       throw new MoeshError(
         'INTERNAL',
         `there is no memory for ${missing * wasmPageBytes} more bytes of keys and values`,
-        'give the KV cache less with --kv-memory, or the coordinator more --threads',
+        'give the KV cache less with --kv-memory',
         { cause },
       )
     }

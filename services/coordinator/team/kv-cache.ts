@@ -46,15 +46,17 @@ export class KvCache {
     this.free(to)
     const layers = this.#slots.get(from)
     if (layers === undefined) return
-    const copies = layers.map((blocks, layer) => {
-      const bytes = this.#blockBytes(layer)
-      return blocks.map((block) => {
-        const copy = this.#take(bytes)
-        this.#kernel.floats.copyWithin(copy / 4, block / 4, (block + bytes) / 4)
-        return copy
-      })
-    })
+    const copies = layers.map((): number[] => [])
+    // Whatever happens on the way, `free` finds what was taken.
     this.#slots.set(to, copies)
+    for (const [layer, blocks] of layers.entries()) {
+      const bytes = this.#blockBytes(layer)
+      for (const block of blocks) {
+        const copy = this.#take(bytes)
+        copies[layer]?.push(copy)
+        this.#kernel.floats.copyWithin(copy / 4, block / 4, (block + bytes) / 4)
+      }
+    }
   }
 
   free(slot: number): void {

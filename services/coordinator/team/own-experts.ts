@@ -1,11 +1,22 @@
+import { MoeshError } from '../../config/errors.ts'
 import type { ShardSource } from '../../expert/host.ts'
 import { RankExperts } from '../../expert/rank-experts.ts'
-import { moeLayers } from '../../model/spec.ts'
+import { type ModelSpec, moeLayers } from '../../model/spec.ts'
 import type { ShareSetup } from './layer-sessions.ts'
 import type { StepBuffers } from './layout.ts'
 
-/** Each expert of a layer to one of the threads, in turn: rows of a layer meet all threads at once. */
-export function shareExperts(shards: readonly ShardSource[], threads: number): ShardSource[][] {
+/**
+ * Each expert of a layer to one of the threads, in turn: rows of a layer meet all threads at once. Errors: PACK_INVALID
+ * where an expert is missing or there twice: nobody would notice later whose outputs are read.
+ */
+export function shareExperts(spec: ModelSpec, shards: readonly ShardSource[], threads: number): ShardSource[][] {
+  const named = new Set(shards.map(({ layer, expert }) => `${layer}/${expert}`))
+  const wanted = moeLayers(spec).flatMap(({ layer, ffn }) =>
+    Array.from({ length: ffn.experts }, (_, e) => `${layer}/${e}`),
+  )
+  if (named.size !== shards.length || wanted.some((name) => !named.has(name))) {
+    throw new MoeshError('PACK_INVALID', 'experts are missing or listed twice', 'pack again')
+  }
   const next = new Map<number, number>()
   const shares = Array.from({ length: threads }, (): ShardSource[] => [])
   for (const shard of [...shards].sort((a, b) => a.expert - b.expert)) {

@@ -23,10 +23,16 @@ export class RopeTable {
     const { inverseFrequencies, attentionFactor } = this.#spec
     const half = inverseFrequencies.length
     const count = Math.max(positions, 2 * this.#positions, 256)
+    const known = this.#positions
+    const [oldCos, oldSin] = [this.#cos.at / 4, this.#sin.at / 4]
+    // Until both tables are there, none of their places is.
+    this.#positions = 0
     const cos = this.#kernel.reserve(this.#cos, count * half * 4) / 4
     const sin = this.#kernel.reserve(this.#sin, count * half * 4) / 4
     const { floats } = this.#kernel
-    for (let position = 0; position < count; position++) {
+    floats.copyWithin(cos, oldCos, oldCos + known * half)
+    floats.copyWithin(sin, oldSin, oldSin + known * half)
+    for (let position = known; position < count; position++) {
       for (let i = 0; i < half; i++) {
         // The reference implementations multiply in f32.
         const angle = Math.fround(position * Math.fround(inverseFrequencies[i] ?? 0))

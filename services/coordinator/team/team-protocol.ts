@@ -1,3 +1,4 @@
+import type { ErrorCode } from '../../config/errors.ts'
 import type { ShardSource } from '../../expert/host.ts'
 import type { WeightFormat } from '../../model/format.ts'
 import type { ModelSpec } from '../../model/spec.ts'
@@ -26,4 +27,4 @@ export type ToThread =
   | { kind: 'copy'; from: number; slot: number }
   | { kind: 'free'; slot: number }
 
-export type FromThread = { kind: 'ready' } | { kind: 'failed'; message: string }
+export type FromThread = { kind: 'ready' } | { kind: 'failed'; code: ErrorCode; message: string }

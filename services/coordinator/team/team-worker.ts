@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict'
 import { join } from 'node:path'
 import { parentPort, receiveMessageOnPort, workerData } from 'node:worker_threads'
+import { MoeshError } from '../../config/errors.ts'
 import { openPack } from '../../pack/reader.ts'
 import { announce, Barrier, BarrierBroken, waitForChange } from '../../runtime/signal.ts'
 import type { Item } from './attention.ts'
@@ -20,29 +21,51 @@ assert(parentPort !== null)
 const port = parentPort
 const say = (message: FromThread) => port.postMessage(message)
 
-const pack = openPack(packDir)
-const embedding = pack.tensor('embed')
 const barrier = new Barrier(control, controlWords.barrier, threads)
-const share: Omit<ForwardSetup, 'experts'> = {
-  spec,
-  format,
-  source: {
-    locate: (name) => {
-      const { file, offset } = pack.tensor(name)
-      return { path: join(packDir, file), offset }
+
+function load(): { forward: Forward; output: HeadOutput } {
+  const pack = openPack(packDir)
+  const embedding = pack.tensor('embed')
+  const share: Omit<ForwardSetup, 'experts'> = {
+    spec,
+    format,
+    source: {
+      locate: (name) => {
+        const { file, offset } = pack.tensor(name)
+        return { path: join(packDir, file), offset }
+      },
+      readTensor: (name) => pack.readTensor(name),
     },
-    readTensor: (name) => pack.readTensor(name),
-  },
-  embedding: { path: join(packDir, embedding.file), offset: embedding.offset, dtype: embedding.dtype },
-  thread,
-  threads,
-  session: { stageDir: setup.stageDir, provider: 'cpu', avoidSaturation: setup.avoidSaturation },
-  buffers,
-  barrier,
+    embedding: { path: join(packDir, embedding.file), offset: embedding.offset, dtype: embedding.dtype },
+    thread,
+    threads,
+    session: { stageDir: setup.stageDir, provider: 'cpu', avoidSaturation: setup.avoidSaturation },
+    buffers,
+    barrier,
+  }
+  const experts = setup.shards && new OwnExperts(share, setup.shards)
+  return {
+    forward: new Forward({ ...share, experts }),
+    output: new HeadOutput(spec.vocabulary, limits.topMax, buffers),
+  }
 }
-const experts = setup.shards && new OwnExperts(share, setup.shards)
-const forward = new Forward({ ...share, experts })
-const output = new HeadOutput(spec.vocabulary, limits.topMax, buffers)
+
+function sayFailed(thrown: unknown): void {
+  const code = thrown instanceof MoeshError ? thrown.code : 'INTERNAL'
+  const text = thrown instanceof Error ? (thrown.stack ?? thrown.message) : String(thrown)
+  say({ kind: 'failed', code, message: thrown instanceof MoeshError ? thrown.message : text })
+}
+
+function loadOrEnd(): ReturnType<typeof load> {
+  try {
+    return load()
+  } catch (thrown) {
+    sayFailed(thrown)
+    process.exit()
+  }
+}
+
+const { forward, output } = loadOrEnd()
 
 function readItems(): Item[] {
   const { items } = buffers
@@ -81,8 +104,6 @@ function head(): void {
 function hear(message: ToThread): void {
   switch (message.kind) {
     case 'begin':
-      // A slot that was freed in the middle of a step was filled again by the rest of the step.
-      forward.cache.free(message.slot)
       output.begin(message.slot, message.candidate, message.promptTokens, message.sampling)
       return
     case 'copy':
@@ -95,14 +116,20 @@ function hear(message: ToThread): void {
   }
 }
 
+function hearAll(): void {
+  for (let next = receiveMessageOnPort(port); next; next = receiveMessageOnPort(port)) hear(next.message as ToThread)
+}
+
 function execute(command: number): void {
   try {
-    for (let next = receiveMessageOnPort(port); next; next = receiveMessageOnPort(port)) hear(next.message as ToThread)
+    // Not between the layers of a step: they would fill the slot of a sequence again that has just ended.
+    const isBetweenLayers = command === commands.run && Atomics.load(control, controlWords.argument) > 0
+    if (!isBetweenLayers) hearAll()
     if (command === commands.run) run()
     else if (command === commands.head) head()
   } catch (thrown) {
     if (!(thrown instanceof BarrierBroken)) {
-      say({ kind: 'failed', message: thrown instanceof Error ? (thrown.stack ?? thrown.message) : String(thrown) })
+      sayFailed(thrown)
       Atomics.store(control, controlWords.failed, 1)
       barrier.break()
     }

@@ -47,7 +47,7 @@ export class Team {
     const { spec, format, limits, shards } = options
     this.buffers = createStepBuffers(spec, format, limits)
     this.#barrier = new Barrier(this.buffers.control, controlWords.barrier, limits.threads)
-    const shares = shards && shareExperts(shards, limits.threads)
+    const shares = shards && shareExperts(spec, shards, limits.threads)
     this.#threads = Array.from({ length: limits.threads }, (_, thread) => {
       const shards = shares && (shares[thread] ?? [])
       const workerData: ThreadSetup = { ...options, thread, buffers: this.buffers, shards }
@@ -58,26 +58,34 @@ export class Team {
   /** Resolves when all threads have loaded their weights. */
   static async start(options: TeamOptions): Promise<Team> {
     const team = new Team(options)
-    await Promise.all(
-      team.#threads.map(
-        (worker) =>
-          new Promise<void>((resolve, reject) => {
-            worker.on('message', (message: FromThread) => {
-              if (message.kind === 'ready') resolve()
-              else {
-                team.#lastError = message.message
-                reject(new MoeshError('INTERNAL', message.message))
-              }
-            })
-            worker.on('error', (error) => {
-              team.#lose(error)
-              reject(error)
-            })
-            worker.on('exit', () => team.#lose(new MoeshError('INTERNAL', 'a computing thread has ended')))
-          }),
-      ),
-    )
-    return team
+    try {
+      await Promise.all(team.#threads.map((worker) => team.#loaded(worker)))
+      return team
+    } catch (thrown) {
+      await Promise.all(team.#threads.map((worker) => worker.terminate()))
+      throw thrown
+    }
+  }
+
+  #loaded(worker: Worker): Promise<void> {
+    return new Promise((resolve, reject) => {
+      worker.on('message', (message: FromThread) => {
+        if (message.kind === 'ready') resolve()
+        else {
+          this.#lastError = message.message
+          reject(new MoeshError(message.code, message.message))
+        }
+      })
+      worker.on('error', (error) => {
+        this.#lose(error)
+        reject(error)
+      })
+      worker.on('exit', () => {
+        const ended = new MoeshError('INTERNAL', 'a computing thread has ended')
+        this.#lose(ended)
+        reject(ended)
+      })
+    })
   }
 
   /** To every thread; in effect from the next command on. */

@@ -8,8 +8,8 @@ const blockTokens: i32 = 64
 /**
  * Draws from the softmax of `logits` [count] f32 times `scale`: the first token, in ascending id, at which the sum of
  * weights passes `share` (0 to 1) of the whole. `weights`: room for `count` f32 rounded up to 64; `sums`: for an f64 of
- * every 64. Behind `count`, logits up to the next multiple of 64 must be -Infinity. -1 where no logit is finite or one is
- * not a number.
+ * every 64. Behind `count`, logits up to the next multiple of 64 must be -Infinity. -1 where no logit is finite, one is not a
+ * number, or the scale leaves no weight.
  */
 export function draw(logits: usize, count: i32, scale: f32, share: f64, weights: usize, sums: usize): i32 {
   const blocks = (count + blockTokens - 1) / blockTokens
@@ -55,6 +55,7 @@ export function draw(logits: usize, count: i32, scale: f32, share: f64, weights:
     before += sum
     last = block
   }
+  if (last < 0) return -1
   // By rounding, the sums of blocks may pass the target where the sum of tokens does not: the last token that can be.
   return drawWithin(weights, last, Infinity)
 }
