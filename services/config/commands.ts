@@ -55,7 +55,7 @@ export const commands = {
     positionals: ['[MODEL]'],
     flags: [...node, 'model', 'format', 'cache', 'ranks', 'memory', 'provider', ...engine, ...process],
     defaults: { ...nodeDefaults, grpc: '127.0.0.1:50051', store: 'memory:', format: 'int8' },
-    described: { ...described, model: 'the demo model', ranks: 'as many as threads; with a device, cores' },
+    described: { ...described, model: 'the demo model' },
   },
   coordinator: {
     summary: 'a coordinator process; waits for expert nodes until every expert has a live copy',

@@ -3,14 +3,14 @@ import { MoeshError } from '../config/errors.ts'
 import type { Dispatcher } from '../dispatch/transport.ts'
 import type { ModelSpec } from '../model/spec.ts'
 import { checkRequest } from './admission.ts'
-import type { Engine, EngineHandle, EngineRequest, EngineSink, FinishReason, TokenLogprobs } from './request.ts'
+import { headRow, readLogprobs, type StepItem, type Wanted } from './head-rows.ts'
+import type { Engine, EngineHandle, EngineRequest, EngineSink, FinishReason } from './request.ts'
 import type { RequestCounters } from './request-counters.ts'
 import { kvBlocks, planStep } from './scheduler.ts'
 import { newSequence, type Running, type Sequence, wantsTrace } from './sequence.ts'
 import type { StepCounters } from './step-counters.ts'
-import type { Item } from './team/attention.ts'
-import { drawToken, noLogprobs, resultWords } from './team/layout.ts'
-import type { HeadRow, Team } from './team/team.ts'
+import { resultWords } from './team/layout.ts'
+import type { Team } from './team/team.ts'
 import { TraceRecorder } from './trace-recorder.ts'
 
 export type EngineLimits = Engine['limits'] & { kvTokensMax: number }
@@ -28,12 +28,6 @@ export type EngineOptions = {
   counters: RequestCounters
   nowMs: () => number
 }
-
-/** The rows of one sequence in a step. */
-type StepItem = Item & { sequence: Sequence }
-
-/** A row of which the head's output is wanted, and what for. */
-type Wanted = { row: number; item: StepItem; position: number; sequence: Sequence; draws: boolean }
 
 /**
  * The step loop of a coordinator: schedule, run, hand out. Rows of all requests share the linear layers and one dispatch
@@ -371,7 +365,7 @@ class StepEngine implements Engine {
     const { buffers } = this.#options.team
     if (!draws) {
       const entry = running.promptTokens?.[position + 1]
-      const logprobs = this.#logprobs(index, running.request.output.promptLogprobs)
+      const logprobs = readLogprobs(buffers, index, running.request.output.promptLogprobs)
       // The next row may come with a later chunk only.
       if (entry) entry.logprobs = logprobs
       else running.promptTokens?.push({ id: sequence.tokens[position + 1] ?? 0, logprobs, experts: null })
@@ -380,7 +374,7 @@ class StepEngine implements Engine {
     this.#sendPrompt(running)
     const id = buffers.results[index * resultWords.size + resultWords.token] ?? 0
     const experts = running.request.output.expertTrace && traces !== null ? traces.of(want.row) : null
-    const logprobs = this.#logprobs(index, running.request.output.logprobs)
+    const logprobs = readLogprobs(buffers, index, running.request.output.logprobs)
     sequence.tokens.push(id)
     running.outputTokens += 1
     this.#countToken(sequence, takenMs)
@@ -403,25 +397,6 @@ class StepEngine implements Engine {
     running.firstTokenMs ??= takenMs
     if (sequence.lastTokenMs !== null) counters.interToken.record((takenMs - sequence.lastTokenMs) / 1000)
     sequence.lastTokenMs = takenMs
-  }
-
-  #logprobs(index: number, wanted: number | null): TokenLogprobs | null {
-    if (wanted === null) return null
-    const { buffers } = this.#options.team
-    const { vocabulary } = this.#options.spec
-    const at = index * resultWords.size
-    const topAt = index * this.#options.topMax
-    const count = buffers.results[at + resultWords.topCount] ?? 0
-    return {
-      chosen: buffers.chosen[index] ?? 0,
-      rank: buffers.results[at + resultWords.rank] ?? 0,
-      top: Array.from({ length: count }, (_, i) => ({
-        id: buffers.topIds[topAt + i] ?? 0,
-        logprob: buffers.topLogprobs[topAt + i] ?? 0,
-      })),
-      all:
-        wanted === -1 ? Float32Array.from(buffers.logits.subarray(index * vocabulary, (index + 1) * vocabulary)) : null,
-    }
   }
 
   #sendPrompt(running: Running): void {
@@ -499,18 +474,5 @@ class StepEngine implements Engine {
       this.#tokenRate = { tokens: 0, sinceMs: nowMs, perSecond: (this.#tokenRate.tokens * 1000) / elapsedMs }
     }
     return this.#tokenRate.perSecond
-  }
-}
-
-function headRow({ row, position, sequence, draws }: Wanted): HeadRow {
-  const { output } = sequence.request.request
-  const { slot } = sequence
-  const wanted = draws ? output.logprobs : output.promptLogprobs
-  return {
-    row,
-    slot: slot ?? 0,
-    target: draws ? drawToken : (sequence.tokens[position + 1] ?? 0),
-    position,
-    top: wanted ?? noLogprobs,
   }
 }

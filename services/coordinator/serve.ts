@@ -39,7 +39,7 @@ export async function serve(settings: ServeSettings, log: Logger): Promise<Runni
   const avoidSaturation = provider === 'cpu' && saturatesInt8(stageDir)
   const expertClass = expertNumerics({ stageDir, provider, avoidSaturation, format })
   const threads = settings.threads ?? availableParallelism()
-  const ranks = settings.ranks ?? (provider === 'cpu' ? threads : availableParallelism())
+  const ranks = settings.ranks ?? availableParallelism()
   const rankThreads =
     provider === 'cpu' && ranks === threads
       ? null

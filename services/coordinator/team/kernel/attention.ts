@@ -118,8 +118,6 @@ function attendHead(
   }
 }
 
-// @ts-ignore: a decorator of AssemblyScript
-@inline
 function placeOf(out: usize, row: i32, group: i32, head: i32, heads: i32, rowBytes: usize): usize {
   const token = row / group
   return out + rowBytes * ((token * heads + head) * group + (row - token * group))
@@ -205,14 +203,10 @@ export function place(from: usize, to: usize, stride: usize, heads: i32, headDim
   }
 }
 
-// @ts-ignore: a decorator of AssemblyScript
-@inline
 function limited(x: v128, limit: f32): v128 {
   return f32x4.max(f32x4.min(x, f32x4.splat(limit)), f32x4.splat(-limit))
 }
 
-// @ts-ignore: a decorator of AssemblyScript
-@inline
 function int(list: usize, index: i32): i32 {
   return i32.load(list + (<usize>index << 2))
 }
@@ -221,8 +215,6 @@ function int(list: usize, index: i32): i32 {
  * Reads a value of every cache line. What follows reads in an order that memory delivers at half the speed; this one it
  * foresees. The result has to be stored somewhere, or there would be no reading.
  */
-// @ts-ignore: a decorator of AssemblyScript
-@inline
 function touched(at: usize, bytes: usize): v128 {
   let some = i32x4.splat(0)
   for (const end = at + bytes; at < end; at += 256) {
@@ -233,8 +225,6 @@ function touched(at: usize, bytes: usize): v128 {
 }
 
 /** Products of a query with four keys that lie behind each other. Sums of every eighth number, then of these. */
-// @ts-ignore: a decorator of AssemblyScript
-@inline
 function dotFour(q: usize, keys: usize, rowBytes: usize): v128 {
   let a0 = f32x4.splat(0)
   let a1 = a0
@@ -272,15 +262,11 @@ function dotFour(q: usize, keys: usize, rowBytes: usize): v128 {
   return f32x4.add(v128.shuffle<f32>(ab, cd, 0, 2, 4, 6), v128.shuffle<f32>(ab, cd, 1, 3, 5, 7))
 }
 
-// @ts-ignore: a decorator of AssemblyScript
-@inline
 function addHalves(a: v128, b: v128): v128 {
   return f32x4.add(v128.shuffle<f32>(a, b, 0, 1, 4, 5), v128.shuffle<f32>(a, b, 2, 3, 6, 7))
 }
 
 /** Scores to weights relative to the largest, in place; returns their sum. */
-// @ts-ignore: a decorator of AssemblyScript
-@inline
 function softmax(scores: usize, first: i32, end: i32): f32 {
   const from = first & ~3
   const to = (end + 3) & ~3
@@ -300,16 +286,12 @@ function softmax(scores: usize, first: i32, end: i32): f32 {
   return addLanes(sum)
 }
 
-// @ts-ignore: a decorator of AssemblyScript
-@inline
 function addLanes(x: v128): f32 {
   const even = f32x4.extract_lane(x, 0) + f32x4.extract_lane(x, 2)
   return even + (f32x4.extract_lane(x, 1) + f32x4.extract_lane(x, 3))
 }
 
 /** out += weights[t] values[t] for `count` rows of values, in their order. */
-// @ts-ignore: a decorator of AssemblyScript
-@inline
 function addWeighted(out: usize, weights: usize, values: usize, count: i32, rowBytes: usize): void {
   let at: usize = 0
   for (const end: usize = rowBytes & ~127; at < end; at += 128) {

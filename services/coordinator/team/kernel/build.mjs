@@ -1,4 +1,5 @@
 // Compiles the kernels to WebAssembly, and writes into each which sources it was made from: `npm run kernel`.
+// The compiler warns of vectors between functions, which are all within one module here.
 import { execFileSync } from 'node:child_process'
 import { createHash } from 'node:crypto'
 import { readFileSync, rmSync, writeFileSync } from 'node:fs'

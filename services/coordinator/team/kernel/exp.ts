@@ -1,8 +1,6 @@
 // AssemblyScript, see attention.ts.
 
 /** e^x for x <= 0, 0 below -87; error below 2 ulp (Moshier's Cephes, expf). */
-// @ts-ignore: a decorator of AssemblyScript
-@inline
 export function exp(x: v128): v128 {
   const n = f32x4.nearest(f32x4.mul(x, f32x4.splat(1.44269504088896341)))
   let r = f32x4.sub(x, f32x4.mul(n, f32x4.splat(0.693359375)))

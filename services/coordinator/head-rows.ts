@@ -1,0 +1,48 @@
+import type { TokenLogprobs } from './request.ts'
+import type { Sequence } from './sequence.ts'
+import type { Item } from './team/attention.ts'
+import { drawToken, noLogprobs, resultWords, type StepBuffers } from './team/layout.ts'
+import type { HeadRow } from './team/team.ts'
+
+/** What a step asks of the head, and how its answers are read. */
+
+/** The rows of one sequence in a step. */
+export type StepItem = Item & { sequence: Sequence }
+
+/** A row of which the head's output is wanted, and what for. */
+export type Wanted = { row: number; item: StepItem; position: number; sequence: Sequence; draws: boolean }
+
+export function headRow({ row, position, sequence, draws }: Wanted): HeadRow {
+  const { output } = sequence.request.request
+  const { slot } = sequence
+  const wanted = draws ? output.logprobs : output.promptLogprobs
+  return {
+    row,
+    slot: slot ?? 0,
+    target: draws ? drawToken : (sequence.tokens[position + 1] ?? 0),
+    position,
+    top: wanted ?? noLogprobs,
+  }
+}
+
+/** Log-probabilities of result `index` of the head slice; null where none were wanted. */
+export function readLogprobs(
+  { results, chosen, topIds, topLogprobs, logits }: StepBuffers,
+  index: number,
+  wanted: number | null,
+): TokenLogprobs | null {
+  if (wanted === null) return null
+  const slice = chosen.length
+  const at = index * resultWords.size
+  const topAt = index * (topIds.length / slice)
+  const vocabulary = logits.length / slice
+  return {
+    chosen: chosen[index] ?? 0,
+    rank: results[at + resultWords.rank] ?? 0,
+    top: Array.from({ length: results[at + resultWords.topCount] ?? 0 }, (_, i) => ({
+      id: topIds[topAt + i] ?? 0,
+      logprob: topLogprobs[topAt + i] ?? 0,
+    })),
+    all: wanted === -1 ? Float32Array.from(logits.subarray(index * vocabulary, (index + 1) * vocabulary)) : null,
+  }
+}
