@@ -10,7 +10,8 @@ import {
   type ServerInterceptor,
 } from '@grpc/grpc-js'
 import { type Role, roleNames, rolesOf, type TlsFiles } from './credentials.ts'
-import { asMoeshError, errorCodes, MoeshError } from './errors.ts'
+import { asMoeshError, MoeshError } from './errors.ts'
+import { grpcStatus } from './grpc-status.ts'
 import { RotatingMaterial } from './rotation.ts'
 
 /** What a handler or an interceptor is given: any server call of grpc-js. */
@@ -113,7 +114,7 @@ export function roleInterceptor(security: Security, serviceRoles: ServiceRoles):
           next()
         } catch (thrown) {
           const denied = asMoeshError(thrown)
-          const code = errorCodes[denied.code].grpc
+          const code = grpcStatus(denied.code)
           next({ onReceiveMetadata: () => call.sendStatus({ code, details: denied.message }) })
         }
       },

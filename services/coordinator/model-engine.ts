@@ -66,7 +66,7 @@ export async function startModelEngine(options: ModelEngineOptions): Promise<Mod
   const team = await Team.start({
     spec,
     format,
-    packDir: pack.dir,
+    pack: { dir: pack.dir, tensors: pack.manifest.tensors },
     stageDir,
     avoidSaturation,
     shards,

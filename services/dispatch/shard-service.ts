@@ -7,7 +7,8 @@ import {
   type ServiceDefinition,
   type sendUnaryData,
 } from '@grpc/grpc-js'
-import { asMoeshError, errorCodes, MoeshError } from '../config/errors.ts'
+import { asMoeshError, MoeshError } from '../config/errors.ts'
+import { grpcStatus } from '../config/grpc-status.ts'
 import { type Clock, systemClock } from './clock.ts'
 import { RateLimit } from './rate-limit.ts'
 import {
@@ -134,5 +135,5 @@ function roomOrEnd(call: FetchCall, clock: Clock): Promise<void> {
 function statusOf(error: MoeshError) {
   const metadata = new Metadata()
   metadata.set('moesh-code', error.code)
-  return { code: errorCodes[error.code].grpc, details: error.message, metadata }
+  return { code: grpcStatus(error.code), details: error.message, metadata }
 }

@@ -9,7 +9,7 @@ import { rowMultiple } from '../graph/linear.ts'
 import type { WeightFormat } from '../model/format.ts'
 import type { ModelSpec } from '../model/spec.ts'
 import { type ShardPart, shardLayout } from '../model/tensors.ts'
-import { createSession, type Feed, type Session, type SessionOptions } from '../runtime/session.ts'
+import { createSession, type Feed, release, type Session, type SessionOptions } from '../runtime/session.ts'
 import type { ShardSource } from './host.ts'
 
 /** Experts of one layer that share a session. */
@@ -22,7 +22,7 @@ const remainingMax = 4
  * Rows of one run of a session. A long prompt's rows go in several, which bounds what a run takes beside the weights
  * and keeps its intermediate values in the caches.
  */
-const runRowsMax = 512
+const runRowsMax = 256
 
 /** The experts of one computing thread, loaded: rows in, rows out. */
 export class RankExperts {
@@ -301,6 +301,7 @@ class GroupRun {
       this.#outputs.data.set(y.subarray(from * hidden, (from + count) * hidden), to * hidden)
       this.#computed += count
     }
+    release(y)
     this.#segments = []
     this.#taken = 0
     counts.fill(0n)

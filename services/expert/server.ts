@@ -5,7 +5,8 @@ import {
   type ServerOptions,
   type ServiceDefinition,
 } from '@grpc/grpc-js'
-import { asMoeshError, errorCodes, MoeshError } from '../config/errors.ts'
+import { asMoeshError, MoeshError } from '../config/errors.ts'
+import { grpcStatus } from '../config/grpc-status.ts'
 import { protocolVersion } from '../config/version.ts'
 import {
   checkRequest,
@@ -235,7 +236,7 @@ class DispatchServer implements ExpertService {
     this.#options.onProblem?.(error)
     const metadata = new Metadata()
     metadata.set('moesh-code', error.code)
-    peer.call.emit('error', { code: errorCodes[error.code].grpc, details: error.message, metadata })
+    peer.call.emit('error', { code: grpcStatus(error.code), details: error.message, metadata })
   }
 
   #forget(peer: Peer): void {

@@ -1,56 +1,30 @@
 import { createHash } from 'node:crypto'
-import { closeSync, existsSync, openSync, readdirSync, readFileSync, readSync, statSync } from 'node:fs'
+import { existsSync, readdirSync, readFileSync, statSync } from 'node:fs'
 import { join } from 'node:path'
 import { MoeshError } from '../config/errors.ts'
 import type { Dtype } from '../model/format.ts'
 import { moeLayers } from '../model/spec.ts'
 import { coordinatorTensors, shardLayout, tensorAlignment } from '../model/tensors.ts'
 import { journalName, partialSuffix } from './journal.ts'
-import { type Manifest, manifestSchema, type ShardEntry, type TensorEntry } from './manifest.ts'
+import { type Manifest, manifestSchema, type ShardEntry } from './manifest.ts'
 import { shardAlignment, storedParts, tensorBytes } from './plan.ts'
+import { PackTensors } from './tensors.ts'
 
 export const manifestName = 'manifest.json'
 /** 128 layers of 512 experts take about 15 MB. */
 const manifestBytesMax = 128 * 1024 * 1024
-/** `readSync` takes less than 2 GiB at once. */
-const readBytesMax = 1024 * 1024 * 1024
-
-/** A finished pack. Nothing is held open; tensors are read when they are asked for. */
-export class PackReader {
-  readonly dir: string
+/** A finished pack: its tensors, its shards, and what its manifest says. */
+export class PackReader extends PackTensors {
   readonly manifest: Manifest
   /** SHA-256 of manifest.json: the model's identity in a cluster. */
   readonly digest: string
-  readonly #tensors: ReadonlyMap<string, TensorEntry>
   readonly #shards: ReadonlyMap<string, ShardEntry>
 
   constructor(dir: string, manifest: Manifest, digest: string) {
-    this.dir = dir
+    super(dir, manifest.tensors)
     this.manifest = manifest
     this.digest = digest
-    this.#tensors = new Map(manifest.tensors.map((tensor) => [tensor.name, tensor]))
     this.#shards = new Map(manifest.shards.map((shard) => [shardKey(shard.layer, shard.expert), shard]))
-  }
-
-  /** Throws PACK_INVALID, naming it. */
-  tensor(name: string): TensorEntry {
-    const tensor = this.#tensors.get(name)
-    if (tensor) return tensor
-    throw new MoeshError('PACK_INVALID', `pack ${this.dir} has no tensor ${name}`, 'pack the checkpoint again')
-  }
-
-  /** The whole tensor, little-endian, at the start of memory of its own. */
-  readTensor(name: string): Buffer<ArrayBuffer> {
-    const { file, offset, bytes } = this.tensor(name)
-    return this.#read(file, offset, bytes)
-  }
-
-  /** A f32 tensor. */
-  readVector(name: string): Float32Array<ArrayBuffer> {
-    const { dtype } = this.tensor(name)
-    if (dtype !== 'f32') throw new MoeshError('PACK_INVALID', `tensor ${name} of pack ${this.dir} is ${dtype}, not f32`)
-    const bytes = this.readTensor(name)
-    return new Float32Array(bytes.buffer, bytes.byteOffset, bytes.length / 4)
   }
 
   /** Throws PACK_INVALID, naming it. */
@@ -67,27 +41,7 @@ export class PackReader {
   /** The whole shard, laid out as `shardLayout` says. */
   readShard(layer: number, expert: number): Buffer<ArrayBuffer> {
     const { file, offset, bytes } = this.shard(layer, expert)
-    return this.#read(file, offset, bytes)
-  }
-
-  path(file: string): string {
-    return join(this.dir, file)
-  }
-
-  #read(file: string, offset: number, bytes: number): Buffer<ArrayBuffer> {
-    const into = Buffer.allocUnsafeSlow(bytes)
-    const fd = openSync(this.path(file), 'r')
-    try {
-      for (let done = 0; done < bytes; ) {
-        const count = readSync(fd, into, done, Math.min(readBytesMax, bytes - done), offset + done)
-        if (count === 0)
-          throw invalid(this.dir, `${file} ends at byte ${offset + done}: it changed since the pack was opened`)
-        done += count
-      }
-    } finally {
-      closeSync(fd)
-    }
-    return into
+    return this.read(file, offset, bytes)
   }
 }
 

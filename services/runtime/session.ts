@@ -37,8 +37,18 @@ export type Feed = {
 
 export type Feeds = Readonly<Record<string, Feed>>
 
-/** Outputs are fresh copies. */
-export type Fetched = Readonly<Record<string, { data: Float32Array | Uint8Array | BigInt64Array }>>
+export type Output = Float32Array<ArrayBuffer> | Uint8Array<ArrayBuffer> | BigInt64Array<ArrayBuffer>
+
+/** Outputs are fresh copies, each in a buffer of its own, which the caller gives back with `release` once it has read them. */
+export type Fetched = Readonly<Record<string, { data: Output }>>
+
+/**
+ * Frees an output's memory at once, for the next run to take while it is still in the caches. Left to the collector,
+ * outputs pile up to hundreds of MiB, and every run clears pages that were never touched.
+ */
+export function release({ buffer }: Output): void {
+  buffer.transfer(0)
+}
 
 export interface Session {
   run(feeds: Feeds): Fetched
@@ -165,7 +175,7 @@ function stageWeights(graph: Graph, dir: string): OnnxTensor[] {
 }
 
 const inlineBytesMax = 1024
-const copyChunkBytes = 4 << 20
+const copyChunkBytes = 256 << 10
 const alignment = 64
 
 class StagedFiles {

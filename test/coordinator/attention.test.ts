@@ -74,7 +74,8 @@ function step({ spec, attention, part, width, qkv }: ReturnType<typeof setUp>, i
   }
   const squares = new Float64Array(rows * (spec.heads + spec.kvHeads))
   const out = new Float32Array(rows * spec.heads * spec.headDim)
-  attention.load(part, fed, rows)
+  attention.reserve(part, rows)
+  attention.load(part, fed, 0, rows)
   if (spec.qkNorm === 'full') attention.sumSquares(part, rows, squares)
   attention.run(part, 0, items, squares, out)
   return out

@@ -1,5 +1,6 @@
 import { Metadata, type ServiceError, type sendUnaryData } from '@grpc/grpc-js'
-import { asMoeshError, errorCodes } from '../../config/errors.ts'
+import { asMoeshError } from '../../config/errors.ts'
+import { grpcStatus } from '../../config/grpc-status.ts'
 import { retryAfterMs } from '../../config/limits.ts'
 
 /** What was thrown, as the status that a client gets; the trailer says when to come again where waiting helps. */
@@ -9,7 +10,7 @@ export function toServiceError(thrown: unknown): ServiceError {
   metadata.set('moesh-code', error.code)
   if (error.code === 'QUEUE_FULL') metadata.set('retry-after-ms', String(retryAfterMs))
   return Object.assign(new Error(error.message), {
-    code: errorCodes[error.code].grpc,
+    code: grpcStatus(error.code),
     details: error.message,
     metadata,
   })

@@ -79,11 +79,16 @@ export class Attention {
     }
   }
 
-  /** Takes over the thread's fused projection of a step, [rows, projectionWidth]. */
-  load(part: AttentionPart, qkv: Float32Array, rows: number): void {
-    const count = rows * projectionWidth(part)
-    const at = this.#kernel.reserve(this.#qkv, count * 4) / 4
-    this.#kernel.floats.set(qkv.length === count ? qkv : qkv.subarray(0, count), at)
+  /** Makes room for the thread's fused projection of a step of `rows`. */
+  reserve(part: AttentionPart, rows: number): void {
+    this.#kernel.reserve(this.#qkv, rows * projectionWidth(part) * 4)
+  }
+
+  /** Takes over `count` rows of it from `first` on: [count, projectionWidth]. */
+  load(part: AttentionPart, qkv: Float32Array, first: number, count: number): void {
+    const width = projectionWidth(part)
+    const values = qkv.length === count * width ? qkv : qkv.subarray(0, count * width)
+    this.#kernel.floats.set(values, this.#qkv.at / 4 + first * width)
   }
 
   /** Of what was loaded: sums of squares of the thread's query and key heads into `squares` [rows, heads + kvHeads]. */

@@ -5,7 +5,7 @@ import { type Dtype, dtypeBytes } from '../../model/format.ts'
 /** Where the embedding matrix [vocabulary, hidden] lies. */
 export type EmbeddingSource = { path: string; offset: number; dtype: Dtype }
 
-const warmChunkBytes = 4 << 20
+const warmChunkBytes = 256 << 10
 
 /** Rows of the embedding, read from the pack's file when they are needed: a large vocabulary takes no memory of ours. */
 export class Embedding {

@@ -2,11 +2,11 @@ import assert from 'node:assert/strict'
 import { rowMultiple } from '../../graph/linear.ts'
 import type { MoeFfnSpec } from '../../model/spec.ts'
 import { kernelMs } from '../../runtime/inside.ts'
-import type { Session } from '../../runtime/session.ts'
+import { release, type Session } from '../../runtime/session.ts'
 import type { Barrier } from '../../runtime/signal.ts'
 import { Attention, type Item } from './attention.ts'
 import { AttentionKernel } from './attention-kernel.ts'
-import { cut, cutColumns } from './cut.ts'
+import { cut, cutColumns, type Range } from './cut.ts'
 import { Embedding, type EmbeddingSource } from './embedding.ts'
 import { KvCache } from './kv-cache.ts'
 import { buildLayer, type Columns, columns, type LayerPart, type ShareSetup } from './layer-sessions.ts'
@@ -14,6 +14,9 @@ import { type Phase, phases, type StepBuffers } from './layout.ts'
 import type { OwnExperts } from './own-experts.ts'
 import { chooseExperts } from './router.ts'
 import { Stretches } from './stretches.ts'
+
+/** A long prompt's rows are projected a piece at a time, which bounds the intermediate values of every thread. */
+const projectedRowsMax = 256
 
 /**
  * One thread's share of a coordinator's forward pass. Linear layers are cut by output columns and attention by KV
@@ -119,7 +122,12 @@ export class Forward {
   #attend(part: LayerPart, layer: number, rows: number, items: readonly Item[]): void {
     const { buffers, spec } = this.#setup
     const { attention } = part
-    if (part.qkv !== null) this.#attention.load(attention, this.#project(part.qkv, buffers.x, spec.hidden, rows), rows)
+    if (part.qkv !== null) {
+      this.#attention.reserve(attention, rows)
+      this.#project(part.qkv, buffers.x, spec.hidden, rows, (y, first, count) =>
+        this.#attention.load(attention, y, first, count),
+      )
+    }
     this.#lap('qkv')
     if (attention.spec.qkNorm === 'full') {
       if (part.qkv !== null) this.#attention.sumSquares(attention, rows, buffers.squares)
@@ -169,6 +177,7 @@ export class Forward {
           row * ffn.expertsPerToken,
         )
       }
+      for (const { data } of Object.values(fetched)) release(data)
     }
     this.#lap('router')
   }
@@ -190,11 +199,9 @@ export class Forward {
     const { buffers, spec } = this.#setup
     if (ffn.gateUp !== null) {
       const { session, range } = ffn.gateUp
-      const activated = this.#project(session, buffers.x, spec.hidden, rows)
-      const width = range.to - range.from
-      for (let row = 0; row < rows; row++) {
-        buffers.inner.set(activated.subarray(row * width, (row + 1) * width), row * ffn.spec.inner + range.from)
-      }
+      this.#project(session, buffers.x, spec.hidden, rows, (y, first, count) =>
+        placeColumns(y, range, buffers.inner, ffn.spec.inner, first, count),
+      )
     }
     this.#lap('dense')
     this.#meet()
@@ -217,11 +224,9 @@ export class Forward {
     }
     if (this.#head !== null) {
       const { session, range } = this.#head
-      const width = range.to - range.from
-      const logits = this.#project(session, this.#headRows, hidden, slice)
-      for (let i = 0; i < slice; i++) {
-        buffers.logits.set(logits.subarray(i * width, (i + 1) * width), i * vocabulary + range.from)
-      }
+      this.#project(session, this.#headRows, hidden, slice, (y, first, count) =>
+        placeColumns(y, range, buffers.logits, vocabulary, first, count),
+      )
     }
     this.#lap('head')
     this.#meet()
@@ -248,15 +253,27 @@ export class Forward {
     this.#head?.session.dispose()
   }
 
-  /** x [rows, inputs] through a session; an odd count may need one row more, whose result is dropped. */
-  #project(session: Session, x: Float32Array, inputs: number, rows: number): Float32Array {
+  /**
+   * x [rows, inputs] through a session, a piece of the rows at a time; `use` reads the results [count, outputs] of rows
+   * first … first + count - 1. An odd count may need one row more, whose result is dropped.
+   */
+  #project(
+    session: Session,
+    x: Float32Array,
+    inputs: number,
+    rows: number,
+    use: (y: Float32Array, first: number, count: number) => void,
+  ): void {
     const multiple = rowMultiple(this.#setup.format, inputs)
-    const fed = Math.ceil(rows / multiple) * multiple
-    const { y } = session.run({
-      x: { dims: [fed, inputs], type: 'float32', data: x.subarray(0, fed * inputs), location: 'cpu' },
-    })
-    assert(y?.data instanceof Float32Array)
-    return y.data
+    for (let first = 0; first < rows; first += projectedRowsMax) {
+      const count = Math.min(rows - first, projectedRowsMax)
+      const fed = Math.ceil(count / multiple) * multiple
+      const data = x.subarray(first * inputs, (first + fed) * inputs)
+      const { y } = session.run({ x: { dims: [fed, inputs], type: 'float32', data, location: 'cpu' } })
+      assert(y?.data instanceof Float32Array)
+      use(y.data, first, count)
+      release(y.data)
+    }
   }
 
   /** residual += projection, in this thread's columns. */
@@ -265,13 +282,7 @@ export class Forward {
     const { hidden } = this.#setup.spec
     const { x } = this.#setup.buffers
     const { session, range } = columns
-    const y = this.#project(session, input, inputs, rows)
-    const width = range.to - range.from
-    for (let row = 0; row < rows; row++) {
-      const to = row * hidden + range.from
-      const from = row * width
-      for (let i = 0; i < width; i++) x[to + i] = (x[to + i] ?? 0) + (y[from + i] ?? 0)
-    }
+    this.#project(session, input, inputs, rows, (y, first, count) => addColumns(y, range, x, hidden, first, count))
   }
 
   #meet(): void {
@@ -291,6 +302,38 @@ export class Forward {
     runtime[place] = (runtime[place] ?? 0) + inside - this.#runtimeMs
     this.#clockMs = now
     this.#runtimeMs = inside
+  }
+}
+
+/** y [count, columns of `range`] into rows `first` … of a matrix that is `width` wide. */
+function placeColumns(
+  y: Float32Array,
+  range: Range,
+  matrix: Float32Array,
+  width: number,
+  first: number,
+  count: number,
+): void {
+  const columns = range.to - range.from
+  for (let row = 0; row < count; row++) {
+    matrix.set(y.subarray(row * columns, (row + 1) * columns), (first + row) * width + range.from)
+  }
+}
+
+/** The same, but added to what is there. */
+function addColumns(
+  y: Float32Array,
+  range: Range,
+  matrix: Float32Array,
+  width: number,
+  first: number,
+  count: number,
+): void {
+  const columns = range.to - range.from
+  for (let row = 0; row < count; row++) {
+    const to = (first + row) * width + range.from
+    const from = row * columns
+    for (let i = 0; i < columns; i++) matrix[to + i] = (matrix[to + i] ?? 0) + (y[from + i] ?? 0)
   }
 }
 

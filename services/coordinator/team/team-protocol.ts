@@ -2,6 +2,7 @@ import type { ErrorCode } from '../../config/errors.ts'
 import type { ShardSource } from '../../expert/host.ts'
 import type { WeightFormat } from '../../model/format.ts'
 import type { ModelSpec } from '../../model/spec.ts'
+import type { TensorEntry } from '../../pack/manifest.ts'
 import type { SamplingOptions } from '../request.ts'
 import type { StepBuffers, TeamLimits } from './layout.ts'
 
@@ -10,7 +11,7 @@ import type { StepBuffers, TeamLimits } from './layout.ts'
 export type ThreadSetup = {
   spec: ModelSpec
   format: WeightFormat
-  packDir: string
+  pack: { dir: string; tensors: readonly TensorEntry[] }
   thread: number
   limits: TeamLimits
   buffers: StepBuffers

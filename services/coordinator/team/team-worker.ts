@@ -1,8 +1,7 @@
 import assert from 'node:assert/strict'
-import { join } from 'node:path'
 import { parentPort, receiveMessageOnPort, workerData } from 'node:worker_threads'
 import { MoeshError } from '../../config/errors.ts'
-import { openPack } from '../../pack/reader.ts'
+import { PackTensors } from '../../pack/tensors.ts'
 import { announce, Barrier, BarrierBroken, waitForChange } from '../../runtime/signal.ts'
 import type { Item } from './attention.ts'
 import { Forward, type ForwardSetup } from './forward.ts'
@@ -14,7 +13,7 @@ import type { FromThread, ThreadSetup, ToThread } from './team-protocol.ts'
 /** A thread of a coordinator's team: sleeps until a command comes, computes its share, and says so. */
 
 const setup = workerData as ThreadSetup
-const { spec, format, packDir, thread, limits, buffers } = setup
+const { spec, format, pack, thread, limits, buffers } = setup
 const { control } = buffers
 const { threads } = limits
 assert(parentPort !== null)
@@ -24,19 +23,12 @@ const say = (message: FromThread) => port.postMessage(message)
 const barrier = new Barrier(control, controlWords.barrier, threads)
 
 function load(): { forward: Forward; output: HeadOutput } {
-  const pack = openPack(packDir)
-  const embedding = pack.tensor('embed')
+  const source = new PackTensors(pack.dir, pack.tensors)
   const share: Omit<ForwardSetup, 'experts'> = {
     spec,
     format,
-    source: {
-      locate: (name) => {
-        const { file, offset } = pack.tensor(name)
-        return { path: join(packDir, file), offset }
-      },
-      readTensor: (name) => pack.readTensor(name),
-    },
-    embedding: { path: join(packDir, embedding.file), offset: embedding.offset, dtype: embedding.dtype },
+    source,
+    embedding: { ...source.locate('embed'), dtype: source.tensor('embed').dtype },
     thread,
     threads,
     session: { stageDir: setup.stageDir, provider: 'cpu', avoidSaturation: setup.avoidSaturation },

@@ -1,8 +1,10 @@
-import { Worker } from 'node:worker_threads'
+import type { Worker } from 'node:worker_threads'
 import { MoeshError } from '../../config/errors.ts'
 import type { ShardSource } from '../../expert/host.ts'
 import type { WeightFormat } from '../../model/format.ts'
 import type { ModelSpec } from '../../model/spec.ts'
+import type { TensorEntry } from '../../pack/manifest.ts'
+import { startComputingThread } from '../../runtime/computing-thread.ts'
 import { announce, Barrier, changed } from '../../runtime/signal.ts'
 import type { Item } from './attention.ts'
 import {
@@ -20,7 +22,7 @@ import type { FromThread, ThreadSetup, ToThread } from './team-protocol.ts'
 export type TeamOptions = {
   spec: ModelSpec
   format: WeightFormat
-  packDir: string
+  pack: { dir: string; tensors: readonly TensorEntry[] }
   limits: TeamLimits
   /** Where session files are staged. */
   stageDir: string
@@ -51,7 +53,7 @@ export class Team {
     this.#threads = Array.from({ length: limits.threads }, (_, thread) => {
       const shards = shares && (shares[thread] ?? [])
       const workerData: ThreadSetup = { ...options, thread, buffers: this.buffers, shards }
-      return new Worker(new URL('./team-worker.ts', import.meta.url), { workerData })
+      return startComputingThread(new URL('./team-worker.ts', import.meta.url), workerData)
     })
   }
 
