@@ -61,9 +61,13 @@ installIfLockChanged()
 // translations (docs/log.md). The heaps grow by 64 MiB at once, since what grows by little stays on small pages.
 const hugePages =
   'glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:glibc.malloc.top_pad=67108864:glibc.malloc.trim_threshold=4294967296'
+// What lasts is weights and caches, which are not on JavaScript's heap: that is small, and by default it is marked anew
+// whenever it grew by a tenth, up to ten times a second, on cores that others compute on. The nursery is small since a
+// process has several of them.
+const collector = ['--heap-growing-percent=100', '--max-semi-space-size=2']
 
 const node = nodeBinary()
-const child = spawn(node, process.argv.slice(2), {
+const child = spawn(node, [...collector, ...process.argv.slice(2)], {
   stdio: 'inherit',
   env: {
     ...process.env,

@@ -1,7 +1,6 @@
-import type { Worker } from 'node:worker_threads'
+import { Worker } from 'node:worker_threads'
 import { type ErrorCode, errorCodes, MoeshError } from '../config/errors.ts'
 import type { ExpertCall } from '../dispatch/transport.ts'
-import { startComputingThread } from '../runtime/computing-thread.ts'
 import { announce, changed } from '../runtime/signal.ts'
 import type { ShardSource } from './host.ts'
 import { controlWords, type FromRank, jobHeader, type RankSetup, type ToRank } from './rank-protocol.ts'
@@ -34,7 +33,7 @@ export class Rank {
     this.#control = new Int32Array(new SharedArrayBuffer(controlWords.size * 4))
     this.#computeMs = new Float64Array(new SharedArrayBuffer(16))
     const workerData: RankSetup = { ...setup, control: this.#control, computeMs: this.#computeMs }
-    this.#worker = startComputingThread(new URL('./rank-worker.ts', import.meta.url), workerData)
+    this.#worker = new Worker(new URL('./rank-worker.ts', import.meta.url), { workerData })
     this.#worker.on('message', (message: FromRank) => this.#hear(message))
     this.#exited = new Promise((resolve) => {
       this.#worker.on('error', (error) => this.#end(error))

@@ -1,10 +1,9 @@
-import type { Worker } from 'node:worker_threads'
+import { Worker } from 'node:worker_threads'
 import { MoeshError } from '../../config/errors.ts'
 import type { ShardSource } from '../../expert/host.ts'
 import type { WeightFormat } from '../../model/format.ts'
 import type { ModelSpec } from '../../model/spec.ts'
 import type { TensorEntry } from '../../pack/manifest.ts'
-import { startComputingThread } from '../../runtime/computing-thread.ts'
 import { announce, Barrier, changed } from '../../runtime/signal.ts'
 import type { Item } from './attention.ts'
 import {
@@ -53,7 +52,7 @@ export class Team {
     this.#threads = Array.from({ length: limits.threads }, (_, thread) => {
       const shards = shares && (shares[thread] ?? [])
       const workerData: ThreadSetup = { ...options, thread, buffers: this.buffers, shards }
-      return startComputingThread(new URL('./team-worker.ts', import.meta.url), workerData)
+      return new Worker(new URL('./team-worker.ts', import.meta.url), { workerData })
     })
   }
 
