@@ -22,9 +22,11 @@ export function clusterRoutes(
     shares.set(`${layer}/${expert}/${node}`, weight)
   }
   const copies: ExpertCopy[] = []
+  const ranks = new Map<string, number>()
   for (const [nodeId, { record, status }] of view.nodes) {
     if (record.role !== 'expert' || record.numerics !== numerics || view.suspended.has(nodeId)) continue
     if (record.modelDigest !== '' && record.modelDigest !== modelDigest) continue
+    ranks.set(nodeId, record.ranks)
     for (const [layer, experts] of decodeHeld(status.held)) {
       const known = layers.find((entry) => entry.layer === layer)
       for (const expert of experts) {
@@ -36,7 +38,7 @@ export function clusterRoutes(
   for (const [layer, experts] of fallback.held) {
     for (const expert of experts) copies.push({ layer, expert, nodeId: fallback.nodeId, weight: 0 })
   }
-  return routeTable(active?.epoch ?? 0, layers, withShares(copies))
+  return routeTable(active?.epoch ?? 0, layers, withShares(copies), ranks)
 }
 
 /** An expert whose live copies all have no share gets equal ones. */

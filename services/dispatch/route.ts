@@ -12,20 +12,28 @@ export type LayerRoutes = {
   /** Indices into `nodeIds`. */
   readonly nodes: Int32Array
   readonly weights: Float64Array
+  /** Some expert has several copies. */
+  readonly hasReplicas: boolean
 }
 
 /** Where the experts live, as the coordinator knows it. Never changed, only replaced. */
 export type RouteTable = {
   readonly epoch: number
   readonly nodeIds: readonly string[]
+  /** Ranks of each node: what it computes at once. */
+  readonly nodeRanks: Float64Array
   readonly layers: ReadonlyMap<number, LayerRoutes>
 }
 
-/** Errors: INVALID_ARGUMENT for a copy of an expert that the model does not have, or a weight below zero. */
+/**
+ * `ranks`: of each node, one where it is not named. Errors: INVALID_ARGUMENT for a copy of an expert that the model does
+ * not have, or a weight below zero.
+ */
 export function routeTable(
   epoch: number,
   layers: readonly { layer: number; experts: number }[],
   copies: readonly ExpertCopy[],
+  ranks: ReadonlyMap<string, number> = new Map(),
 ): RouteTable {
   const nodeIds = [...new Set(copies.map(({ nodeId }) => nodeId))].sort()
   const nodeIndex = new Map(nodeIds.map((nodeId, index) => [nodeId, index]))
@@ -44,6 +52,7 @@ export function routeTable(
   return {
     epoch,
     nodeIds,
+    nodeRanks: Float64Array.from(nodeIds, (id) => Math.max(1, ranks.get(id) ?? 1)),
     layers: new Map([...byLayer].map(([layer, experts]) => [layer, layerRoutes(experts, nodeIndex)])),
   }
 }
@@ -59,6 +68,7 @@ function layerRoutes(experts: readonly ExpertCopy[][], nodeIndex: ReadonlyMap<st
     starts,
     nodes: Int32Array.from(flat, ({ nodeId }) => nodeIndex.get(nodeId) ?? -1),
     weights: Float64Array.from(flat, ({ weight }) => weight),
+    hasReplicas: experts.some((copies) => copies.length > 1),
   }
 }
 
@@ -95,6 +105,8 @@ export class RowGroups {
   /** The piece that an expert's next row goes to. */
   expertPiece = new Int32Array(0)
   nodeEntries = new Int32Array(0)
+  /** What each node's pieces cost, over its ranks; see `levelNodes`. */
+  nodeCosts = new Float64Array(0)
 
   reserve(nodes: number, experts: number, copies: number, pairs: number): void {
     const entries = copies + experts
@@ -102,6 +114,7 @@ export class RowGroups {
       this.groupNode = new Int32Array(nodes + 1)
       this.entryStart = new Int32Array(nodes + 2)
       this.nodeEntries = new Int32Array(nodes + 1)
+      this.nodeCosts = new Float64Array(nodes)
     }
     if (this.expertRows.length < experts) {
       this.expertRows = new Int32Array(experts)
@@ -122,10 +135,17 @@ export class RowGroups {
 }
 
 /**
+ * Up to so many rows an expert takes as long as one of them, since its weights have to be read: such an expert stays
+ * whole, and costs the same wherever it goes.
+ */
+const readingRows = 8
+
+/**
  * Groups a layer's (row, expert) pairs by node and gives each its output row (`routed.outputRows`). Rows of an expert
  * with several copies are divided by weight, but only among those copies whose nodes are avoided least (`avoid[node]`,
  * 0 is best). The same arguments give the same groups; `step` turns the remainders round, so that single rows reach all
- * copies in time. Allocates nothing once `groups` has grown. Errors: INTERNAL for an expert that does not exist.
+ * copies in time. Experts with few rows then move between their copies until the busiest node can't be relieved: a layer
+ * ends with its last node. Allocates nothing once `groups` has grown. Errors: INTERNAL for an expert that does not exist.
  */
 export function groupRows(
   groups: RowGroups,
@@ -141,6 +161,7 @@ export function groupRows(
   groups.pairCount = pairs
   countRows(groups, routed.expertIds, pairs, layer.experts, routed.layer)
   cutIntoPieces(groups, layer, avoid, step)
+  if (layer.hasReplicas) levelNodes(groups, layer, routes.nodeRanks, avoid)
   sortByNode(groups, routes.nodeIds.length)
   placeRows(groups, routed, pairs)
 }
@@ -170,7 +191,8 @@ function cutIntoPieces(groups: RowGroups, layer: LayerRoutes, avoid: Uint8Array,
 
 /**
  * Systematic sampling: row j of n sits at (j + phase) / n on a line from 0 to 1 that the copies divide by weight. Each
- * copy's number is within one row of its exact share, and over many phases the shares are exact.
+ * copy's number is within one row of its exact share, and over many phases the shares are exact. Few rows stay together,
+ * like one row: two copies would both read the expert's weights for them.
  */
 function cutExpert(
   groups: RowGroups,
@@ -192,15 +214,16 @@ function cutExpert(
     weightSum += layer.weights[copy] ?? 0
   }
   const equalShare = 1 / copies
+  const units = rows <= readingRows ? 1 : rows
   let given = 0
   let line = 0
-  for (let copy = from; copy < to && given < rows; copy++) {
+  for (let copy = from; copy < to && given < units; copy++) {
     if ((avoid[layer.nodes[copy] ?? 0] ?? 0) > least) continue
     copies -= 1
     // Copies that all weigh nothing share alike.
     line += weightSum > 0 ? (layer.weights[copy] ?? 0) / weightSum : equalShare
-    const upTo = copies === 0 ? rows : Math.min(rows, Math.max(given, Math.ceil(line * rows - phase)))
-    if (upTo > given) addPiece(groups, layer.nodes[copy] ?? 0, expert, upTo - given)
+    const upTo = copies === 0 ? units : Math.min(units, Math.max(given, Math.ceil(line * units - phase)))
+    if (upTo > given) addPiece(groups, layer.nodes[copy] ?? 0, expert, units === 1 ? rows : upTo - given)
     given = upTo
   }
 }
@@ -216,6 +239,59 @@ function addPiece({ pieces }: RowGroups, node: number, expert: number, rows: num
   pieces.node[piece] = node
   pieces.expert[piece] = expert
   pieces.rows[piece] = rows
+}
+
+/**
+ * Moves whole experts of few rows, one at a time, from the busiest node to where the step ends soonest, as long as that
+ * gets better. Shares are kept over many steps where nothing is to be gained: a move must make the busiest node less busy.
+ */
+function levelNodes(groups: RowGroups, layer: LayerRoutes, nodeRanks: Float64Array, avoid: Uint8Array): void {
+  const { pieces, nodeCosts } = groups
+  const nodes = nodeRanks.length
+  nodeCosts.fill(0)
+  for (let piece = 0; piece < pieces.count; piece++) {
+    const node = pieces.node[piece] ?? nobody
+    if (node !== nobody) nodeCosts[node] = (nodeCosts[node] ?? 0) + costOf(groups, piece, nodeRanks, node)
+  }
+  for (;;) {
+    let busiest = 0
+    for (let node = 1; node < nodes; node++) {
+      if ((nodeCosts[node] ?? 0) > (nodeCosts[busiest] ?? 0)) busiest = node
+    }
+    let moved = -1
+    let target = -1
+    let lowest = nodeCosts[busiest] ?? 0
+    for (let piece = 0; piece < pieces.count; piece++) {
+      if (pieces.node[piece] !== busiest || !staysWhole(groups, piece)) continue
+      const expert = pieces.expert[piece] ?? 0
+      for (let copy = layer.starts[expert] ?? 0; copy < (layer.starts[expert + 1] ?? 0); copy++) {
+        const node = layer.nodes[copy] ?? 0
+        if (node === busiest || (layer.weights[copy] ?? 0) === 0) continue
+        if ((avoid[node] ?? 0) > (avoid[busiest] ?? 0)) continue
+        const after = (nodeCosts[node] ?? 0) + costOf(groups, piece, nodeRanks, node)
+        if (after >= lowest) continue
+        lowest = after
+        moved = piece
+        target = node
+      }
+    }
+    if (moved < 0) return
+    nodeCosts[busiest] = (nodeCosts[busiest] ?? 0) - costOf(groups, moved, nodeRanks, busiest)
+    nodeCosts[target] = lowest
+    pieces.node[moved] = target
+  }
+}
+
+function costOf({ pieces }: RowGroups, piece: number, nodeRanks: Float64Array, node: number): number {
+  return Math.max(pieces.rows[piece] ?? 0, readingRows) / (nodeRanks[node] ?? 1)
+}
+
+/** Few rows, and all of the expert's; pieces of an expert follow each other. */
+function staysWhole({ pieces }: RowGroups, piece: number): boolean {
+  const expert = pieces.expert[piece]
+  const before = piece > 0 && pieces.expert[piece - 1] === expert
+  const after = piece + 1 < pieces.count && pieces.expert[piece + 1] === expert
+  return (pieces.rows[piece] ?? 0) <= readingRows && !before && !after
 }
 
 /** A stable counting sort: nodes ascending, `nobody` last, within a node by expert. */

@@ -17,8 +17,14 @@ const copies = fc.uniqueArray(
 )
 const choices = fc.array(fc.subarray([0, 1, 2, 3, 4, 5], { minLength: 2, maxLength: 2 }), { maxLength: 40 })
 
-function group(expertIds: number[][], held: readonly ExpertCopy[], late: string[] = [], step = 0) {
-  const table = routeTable(1, [{ layer: 0, experts }], held)
+function group(
+  expertIds: number[][],
+  held: readonly ExpertCopy[],
+  late: string[] = [],
+  step = 0,
+  ranks: ReadonlyMap<string, number> = new Map(),
+) {
+  const table = routeTable(1, [{ layer: 0, experts }], held, ranks)
   const routed = routedRows(0, expertIds)
   const groups = new RowGroups()
   groupRows(
@@ -82,7 +88,7 @@ test('groups and their entries are contiguous, nodes and experts ascend', () => 
 test('a copy takes its share by weight, within one row', () => {
   fc.assert(
     fc.property(
-      fc.integer({ min: 1, max: 200 }),
+      fc.integer({ min: 9, max: 200 }),
       fc.array(fc.integer({ min: 1, max: 9 }), { minLength: 1, maxLength: 4 }),
       fc.nat(),
       (rows, weights, step) => {
@@ -108,6 +114,57 @@ test('single rows reach all copies in time, as their weights say', () => {
   for (let step = 0; step < 1000; step++) if (group([[1]], held, [], step * 16).entries[0]?.nodeId === 'b') toB += 1
   expect(toB).toBeGreaterThan(735)
   expect(toB).toBeLessThan(765)
+})
+
+test('few rows of an expert stay on one copy', () => {
+  const held = nodes.map((nodeId) => ({ layer: 0, expert: 1, nodeId, weight: 1 }))
+  for (let step = 0; step < 20; step++) {
+    for (const rows of [1, 2, 8]) expect(group(Array(rows).fill([1]), held, [], step).entries).toHaveLength(1)
+    expect(group(Array(9).fill([1]), held, [], step).entries).toHaveLength(4)
+  }
+})
+
+const perNode = (entries: readonly { nodeId: string | null }[]) =>
+  nodes.map((id) => entries.filter(({ nodeId }) => nodeId === id).length).filter((count) => count > 0)
+
+test('experts of few rows are spread evenly over nodes that hold them all, by the ranks of the nodes', () => {
+  const everywhere = (ids: string[]) =>
+    ids.flatMap((nodeId) => [0, 1, 2, 3, 4, 5].map((expert) => ({ layer: 0, expert, nodeId, weight: 1 })))
+  for (let step = 0; step < 50; step++) {
+    expect(perNode(group([[0, 1, 2, 3, 4, 5]], everywhere(['a', 'b']), [], step).entries)).toEqual([3, 3])
+    expect(perNode(group([[0, 1, 2, 3, 5]], everywhere(['a', 'b', 'c', 'd']), [], step).entries).sort()).toEqual([
+      1, 1, 1, 2,
+    ])
+    const ranks = new Map([['b', 2]])
+    expect(perNode(group([[0, 1, 2, 3, 4, 5]], everywhere(['a', 'b']), [], step, ranks).entries)).toEqual([2, 4])
+  }
+})
+
+test('where one node is the busiest, none of its experts of few rows could go to a less busy one', () => {
+  fc.assert(
+    fc.property(choices, copies, fc.subarray(nodes), fc.nat(), (expertIds, held, late, step) => {
+      const { entries } = group(expertIds, held, late, step)
+      const cost = ({ rows }: { rows: number }) => Math.max(8, rows)
+      const costs = new Map(nodes.map((id) => [id, 0]))
+      for (const entry of entries) {
+        if (entry.nodeId !== null) costs.set(entry.nodeId, (costs.get(entry.nodeId) ?? 0) + cost(entry))
+      }
+      const busiest = Math.max(...costs.values())
+      if ([...costs.values()].filter((other) => other === busiest).length > 1) return
+      const isLate = (id: string) => (late.includes(id) ? 1 : 0)
+      for (const entry of entries) {
+        const { nodeId, expert, rows } = entry
+        if (nodeId === null || costs.get(nodeId) !== busiest || rows > 8) continue
+        if (entries.filter((other) => other.expert === expert).length > 1) continue
+        for (const copy of held) {
+          if (copy.expert !== expert || copy.weight === 0 || isLate(copy.nodeId) > isLate(nodeId)) continue
+          if (copy.nodeId !== nodeId)
+            expect((costs.get(copy.nodeId) ?? 0) + cost(entry)).toBeGreaterThanOrEqual(busiest)
+        }
+      }
+    }),
+    { seed: 9, numRuns: 500 },
+  )
 })
 
 test('a late node gets rows only of experts that live nowhere else', () => {
