@@ -6,7 +6,7 @@ import type { Weight } from '../services/graph/graph.ts'
 import { expertGraph } from '../services/graph/layers.ts'
 import type { LinearWeights } from '../services/graph/linear.ts'
 import { linearParts, type WeightFormat, weightFormats } from '../services/model/format.ts'
-import { createSession, type Feed, type Provider } from '../services/runtime/session.ts'
+import { createSession, type Feed, type Provider, release } from '../services/runtime/session.ts'
 import { nextWord, streamFor, type XorshiftState } from './random.ts'
 import { summarise } from './statistics.ts'
 
@@ -72,7 +72,7 @@ function measure(provider: Provider, format: WeightFormat, stageDir: string): vo
       const untilMs = performance.now() + secondsPerCase * 1000
       while (times.length < runsMin || performance.now() < untilMs) {
         const fromMs = performance.now()
-        session.run(input)
+        for (const { data } of Object.values(session.run(input))) release(data)
         times.push(performance.now() - fromMs)
       }
       const { median, min, max } = summarise(times)

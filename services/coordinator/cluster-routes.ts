@@ -5,8 +5,8 @@ import { type ExpertCopy, type RouteTable, routeTable } from '../dispatch/route.
 
 /**
  * Where rows go, from what nodes say that they hold: routing believes that and nothing else. The active placement gives
- * the shares; a copy that it does not name (one that was just loaded, or will be unloaded soon) takes rows only where no
- * named copy lives. A model is served by nodes of one numerics class.
+ * the shares, from which a step's levelling starts; a copy that it does not name (one that was just loaded, or will be
+ * unloaded soon) takes rows only where no named copy lives. A model is served by nodes of one numerics class.
  */
 export function clusterRoutes(
   layers: readonly { layer: number; experts: number }[],
@@ -19,7 +19,8 @@ export function clusterRoutes(
 ): RouteTable {
   const shares = new Map<string, number>()
   for (const { layer, expert, node, weight } of active ? copiesOf(active) : []) {
-    shares.set(`${layer}/${expert}/${node}`, weight)
+    // A copy that is there for safety alone has no share, but may relieve others within a step.
+    shares.set(`${layer}/${expert}/${node}`, Math.max(1, weight))
   }
   const copies: ExpertCopy[] = []
   const ranks = new Map<string, number>()

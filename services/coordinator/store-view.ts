@@ -186,7 +186,7 @@ async function expertLoads(store: Store, routes: RouteTable): Promise<ExpertLoad
   )
 }
 
-/** Mean load of the nodes divided by that of the busiest, by the placement's shares; 1 where nothing is loaded. */
+/** Mean load of the nodes divided by that of the busiest, as planned by the placement's shares; 1 where nothing is loaded. */
 function balancedness(
   loads: readonly ExpertLoadStatus[],
   active: Placement | null,

@@ -1,7 +1,10 @@
 import { MoeshError } from '../config/errors.ts'
 import type { RoutedRows } from './transport.ts'
 
-/** One live copy of an expert. Of its rows the copy takes the share `weight / sum of the copies' weights`. */
+/**
+ * One live copy of an expert. Of many rows it takes the share `weight / sum of the copies' weights`; few rows stay
+ * together, and any copy whose weight is not 0 may get them.
+ */
 export type ExpertCopy = { layer: number; expert: number; nodeId: string; weight: number }
 
 /** A layer's copies: those of expert e stand at starts[e] … starts[e + 1] - 1. */
@@ -141,7 +144,7 @@ export class RowGroups {
 const readingRows = 8
 
 /**
- * Groups a layer's (row, expert) pairs by node and gives each its output row (`routed.outputRows`). Rows of an expert
+ * Groups a layer's (row, expert) pairs by node and gives each its output row (`routed.outputRows`). Many rows of an expert
  * with several copies are divided by weight, but only among those copies whose nodes are avoided least (`avoid[node]`,
  * 0 is best). The same arguments give the same groups; `step` turns the remainders round, so that single rows reach all
  * copies in time. Experts with few rows then move between their copies until the busiest node can't be relieved: a layer

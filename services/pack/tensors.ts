@@ -7,8 +7,8 @@ import type { TensorEntry } from './manifest.ts'
 const readBytesMax = 1024 * 1024 * 1024
 
 /**
- * The coordinator's tensors of a pack that was opened before: all that a computing thread needs of it. Nothing is held
- * open; tensors are read when they are asked for.
+ * Reads the coordinator's tensors from where a manifest says they lie; `openPack` is who checks that they do. Nothing is
+ * held open.
  */
 export class PackTensors {
   readonly dir: string

@@ -75,7 +75,9 @@ function step({ spec, attention, part, width, qkv }: ReturnType<typeof setUp>, i
   const squares = new Float64Array(rows * (spec.heads + spec.kvHeads))
   const out = new Float32Array(rows * spec.heads * spec.headDim)
   attention.reserve(part, rows)
-  attention.load(part, fed, 0, rows)
+  const first = rows >> 1
+  attention.load(part, fed, 0, first)
+  attention.load(part, fed.subarray(first * width), first, rows - first)
   if (spec.qkNorm === 'full') attention.sumSquares(part, rows, squares)
   attention.run(part, 0, items, squares, out)
   return out

@@ -186,6 +186,8 @@ test('equal arguments give equal groups, also in arrays that were used before', 
   )
   const table = routeTable(1, [{ layer: 0, experts }], held)
   const used = new RowGroups()
+  const larger = Array.from({ length: 8 }, (_, i) => ({ layer: 0, expert: 0, nodeId: `n${i}`, weight: 1 }))
+  groupRows(used, routedRows(0, [[0]]), routeTable(1, [{ layer: 0, experts }], larger), new Uint8Array(8), 1)
   const big = routedRows(
     0,
     Array.from({ length: 50 }, (_, row) => [row % 5, 5]),

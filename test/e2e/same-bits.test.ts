@@ -115,12 +115,28 @@ describe.each(models)('$name', ({ directory }) => {
   })
 })
 
-async function run(directory: string, format: WeightFormat, variation: Variation): Promise<Result[]> {
+/** Longer than what is projected at once, and odd. */
+const longPrompt: TestRequest = {
+  promptIds: Array.from({ length: 301 }, (_, i) => 5 + ((i * 53) % 250)),
+  sampling: { maxTokens: 2 },
+  output: { logprobs: -1, promptLogprobs: 1 },
+}
+
+describe.each(models.filter(({ name }) => /blocks|dense layers/.test(name)))('$name', ({ directory }) => {
+  if (directory === null) return
+  test.each(weightFormats)('%s: a prompt of 301 tokens, whole and in chunks of 7', async (format) => {
+    const whole = await run(directory, format, { why: 'alone', threads: 2 }, [longPrompt])
+    const chunks = await run(directory, format, { why: 'chunks of 7', maxBatchTokens: 7 }, [longPrompt])
+    expect(chunks.map(bits)).toEqual(whole.map(bits))
+  })
+})
+
+async function run(directory: string, format: WeightFormat, variation: Variation, all = requests): Promise<Result[]> {
   const model = await runModel(await pack(directory, format), { ...single, ...variation })
   try {
     const beside = Array.from({ length: variation.neighbours ?? 0 }, (_, index) => model.generate(neighbour(index)))
     // Candidates run at once: one row a step is too few for them.
-    const asked = requests.filter(({ candidates = 1 }) => candidates <= (variation.maxBatchTokens ?? candidates))
+    const asked = all.filter(({ candidates = 1 }) => candidates <= (variation.maxBatchTokens ?? candidates))
     const results = await (variation.neighbours ? Promise.all(asked.map(model.generate)) : inTurn(model, asked))
     await Promise.all(beside)
     return results
