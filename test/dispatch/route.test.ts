@@ -1,6 +1,7 @@
 import fc from 'fast-check'
 import { expect, test } from 'vitest'
-import { type ExpertCopy, groupRows, nobody, RowGroups, routeTable } from '../../services/dispatch/route.ts'
+import { type ExpertCopy, nobody, routeTable } from '../../services/dispatch/route.ts'
+import { groupRows, RowGroups } from '../../services/dispatch/row-groups.ts'
 import { routedRows } from './experts.ts'
 
 const experts = 6

@@ -200,7 +200,7 @@ export class Forward {
     if (ffn.gateUp !== null) {
       const { session, range } = ffn.gateUp
       this.#project(session, buffers.x, spec.hidden, rows, (y, first, count) =>
-        placeColumns(y, range, buffers.inner, ffn.spec.inner, first, count),
+        putColumns(y, range, buffers.inner, ffn.spec.inner, first, count, false),
       )
     }
     this.#lap('dense')
@@ -225,7 +225,7 @@ export class Forward {
     if (this.#head !== null) {
       const { session, range } = this.#head
       this.#project(session, this.#headRows, hidden, slice, (y, first, count) =>
-        placeColumns(y, range, buffers.logits, vocabulary, first, count),
+        putColumns(y, range, buffers.logits, vocabulary, first, count, false),
       )
     }
     this.#lap('head')
@@ -282,7 +282,9 @@ export class Forward {
     const { hidden } = this.#setup.spec
     const { x } = this.#setup.buffers
     const { session, range } = columns
-    this.#project(session, input, inputs, rows, (y, first, count) => addColumns(y, range, x, hidden, first, count))
+    this.#project(session, input, inputs, rows, (y, first, count) =>
+      putColumns(y, range, x, hidden, first, count, true),
+    )
   }
 
   #meet(): void {
@@ -305,35 +307,22 @@ export class Forward {
   }
 }
 
-/** y [count, columns of `range`] into rows `first` … of a matrix that is `width` wide. */
-function placeColumns(
+/** y [count, columns of `range`] into, or with `adds` onto, rows `first` … of a matrix that is `width` wide. */
+function putColumns(
   y: Float32Array,
   range: Range,
   matrix: Float32Array,
   width: number,
   first: number,
   count: number,
-): void {
-  const columns = range.to - range.from
-  for (let row = 0; row < count; row++) {
-    matrix.set(y.subarray(row * columns, (row + 1) * columns), (first + row) * width + range.from)
-  }
-}
-
-/** The same, but added to what is there. */
-function addColumns(
-  y: Float32Array,
-  range: Range,
-  matrix: Float32Array,
-  width: number,
-  first: number,
-  count: number,
+  adds: boolean,
 ): void {
   const columns = range.to - range.from
   for (let row = 0; row < count; row++) {
     const to = (first + row) * width + range.from
     const from = row * columns
-    for (let i = 0; i < columns; i++) matrix[to + i] = (matrix[to + i] ?? 0) + (y[from + i] ?? 0)
+    if (adds) for (let i = 0; i < columns; i++) matrix[to + i] = (matrix[to + i] ?? 0) + (y[from + i] ?? 0)
+    else matrix.set(y.subarray(from, from + columns), to)
   }
 }
 
