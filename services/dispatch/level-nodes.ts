@@ -17,6 +17,7 @@ export const readingRows = 8
 /**
  * Moves whole experts of few rows, one at a time, from the busiest node to where the step ends soonest, as long as that
  * gets better. Shares are kept over many steps where nothing is to be gained: a move must make the busiest node less busy.
+ * `nodeCosts` is scratch with a place for every node at least.
  */
 export function levelNodes(
   pieces: Pieces,
