@@ -1,4 +1,5 @@
 import { createServer } from 'node:net'
+import { availableParallelism } from 'node:os'
 import { startRedis } from '../test/redis.ts'
 import { type DelayProxy, startDelayProxy } from './delay-proxy.ts'
 import { spawnMoesh } from './moesh-process.ts'
@@ -44,7 +45,19 @@ export async function startCluster(options: ClusterOptions): Promise<BenchCluste
         proxies.push(proxy)
         addresses.push('--advertise', proxy.address)
       }
-      nodes.push(spawnMoesh(['expert', '--ranks', '1', '--id', `expert-${node}`, ...addresses, ...shared]))
+      nodes.push(
+        spawnMoesh([
+          'expert',
+          '--ranks',
+          '1',
+          '--cpus',
+          `${node % availableParallelism()}`,
+          '--id',
+          `expert-${node}`,
+          ...addresses,
+          ...shared,
+        ]),
+      )
     }
     const coordinator = spawnMoesh(['coordinator', '--threads', `${threads}`, '--grpc', '127.0.0.1:0', ...shared])
     const processes = [...nodes, coordinator]

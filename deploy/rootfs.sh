@@ -3,7 +3,7 @@
 # and ONNX Runtime need; nothing else: no package manager, no set-uid file. Runs in the build stage of deploy/Dockerfile.
 set -eu
 root=$1
-programs="$(command -v node) $(command -v sh) $(for p in ls cat env id sleep hostname; do command -v $p; done)"
+programs="$(command -v node) $(command -v sh) $(for p in ls cat env id sleep hostname taskset; do command -v $p; done)"
 libraries=$(ldd $programs "$(find node_modules/onnxruntime-node/bin -name 'libonnxruntime.so*')" | grep -o '/[^ :]*\.so[^ ]*' | sort -u)
 # Loaded by name when a host name is looked up.
 libraries="$libraries $(ls /lib/*-linux-gnu/libnss_dns.so.2 /lib/*-linux-gnu/libnss_files.so.2 /lib/*-linux-gnu/libresolv.so.2 2>/dev/null || true)"
@@ -27,6 +27,6 @@ cp -L /etc/os-release "$root/etc/os-release"
 printf '#!/bin/sh\nexec node --heap-growing-percent=100 --max-semi-space-size=2 /app/services/cli/main.ts "$@"\n' >"$root/usr/local/bin/moesh"
 chmod 755 "$root/usr/local/bin/moesh"
 # What scanners read to know which versions of the libraries are inside.
-for package in libc6 libstdc++6 libgcc-s1 dash coreutils hostname; do
+for package in libc6 libstdc++6 libgcc-s1 dash coreutils hostname util-linux; do
   dpkg-query -s "$package" >"$root/var/lib/dpkg/status.d/$package" 2>/dev/null || rm -f "$root/var/lib/dpkg/status.d/$package"
 done

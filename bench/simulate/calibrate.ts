@@ -28,7 +28,7 @@ export async function calibrate(shape: BenchShape, format: WeightFormat, stageDi
   // One layer is like the other.
   const spec = specOf({ ...shape, layers: 1 })
   const held = Math.min(shape.experts, 32)
-  const host = await createLocalHost({ spec, format, ranks: 1, provider: 'cpu', stageDir })
+  const host = await createLocalHost({ spec, format, ranks: 1, provider: 'cpu', cpus: null, stageDir })
   try {
     await host.load(writeShards(spec, format, held, join(stageDir, 'shards')))
     const sizes = expertCounts

@@ -16,7 +16,7 @@ const tls = ['tls-cert', 'tls-key', 'tls-ca', 'insecure'] as const
 const clientTls = ['tls-cert', 'tls-key', 'tls-ca'] as const
 const process = ['drain-timeout', 'ready-file', ...logging, ...tls] as const
 const node = ['grpc', 'advertise', 'health', 'metrics-listen', 'store', 'cluster', 'id', 'zone'] as const
-const engine = ['threads', 'max-batch-tokens', 'max-sequences', 'context', 'kv-memory'] as const
+const engine = ['threads', 'cpus', 'max-batch-tokens', 'max-sequences', 'context', 'kv-memory'] as const
 
 const nodeDefaults = {
   store: 'redis://127.0.0.1:6379',
@@ -36,6 +36,7 @@ const described = {
   ranks: 'cores',
   memory: 'measured',
   threads: 'cores',
+  cpus: 'one each where there are as many as computing threads, else any',
   'max-batch-tokens': 'from the model and the memory',
   'max-sequences': 'from the model and the memory',
   context: "the model's",
@@ -78,7 +79,7 @@ export const commands = {
   expert: {
     summary: 'an expert process: joins through the store, receives shards, computes',
     positionals: [],
-    flags: [...node, 'ranks', 'memory', 'provider', 'lease', 'cache', 'model', 'kubernetes', ...process],
+    flags: [...node, 'ranks', 'cpus', 'memory', 'provider', 'lease', 'cache', 'model', 'kubernetes', ...process],
     defaults: { ...nodeDefaults, grpc: '127.0.0.1:0' },
     described: { ...described, model: 'shards come from the coordinators' },
   },

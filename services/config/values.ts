@@ -1,3 +1,4 @@
+import { readCpuList } from './cpu-list.ts'
 import { MoeshError } from './errors.ts'
 
 /** How the text of a flag becomes a value; what is not allowed is said in `allowed`. */
@@ -45,6 +46,13 @@ export function counts(low: number, high: number, most: number): ValueKind<numbe
       return known.length === numbers.length && known.length <= most ? known : undefined
     },
   }
+}
+
+/** CPUs, or `any`. */
+export const cpuChoice: ValueKind<readonly number[] | 'any'> = {
+  placeholder: 'LIST|any',
+  allowed: 'a list such as 0-3,8, or any',
+  read: (value) => (value === 'any' ? value : readCpuList(value)),
 }
 
 export function real(placeholder: string, low: number, high: number): ValueKind<number> {

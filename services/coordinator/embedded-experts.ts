@@ -23,8 +23,8 @@ export type EmbeddedExperts = Pick<ExpertHost, 'ranks' | 'held' | 'usedBytes' | 
   latency(): { p50Ms: number; p99Ms: number }
 }
 
-/** Rank threads or devices of this process, and the dispatcher that reaches them as in a cluster. */
-export type RankThreads = { experts: EmbeddedExperts; dispatcher: RoutingDispatcher; close(): Promise<void> }
+/** Ranks of this process on devices, and the dispatcher that reaches them as in a cluster. */
+export type DeviceRanks = { experts: EmbeddedExperts; dispatcher: RoutingDispatcher; close(): Promise<void> }
 
 export const embeddedNodeId = 'local'
 
@@ -32,16 +32,16 @@ export function allShards(pack: PackReader): ShardSource[] {
   return pack.manifest.shards.map((shard) => ({ ...shard, path: pack.path(shard.file) }))
 }
 
-export async function startRankThreads(
+export async function startDeviceRanks(
   pack: PackReader,
   ranks: number,
   provider: ServeSettings['provider'],
   stageDir: string,
   log: Logger,
-): Promise<RankThreads> {
+): Promise<DeviceRanks> {
   const { spec, weightFormat: format, shards } = pack.manifest
   const nodeId = embeddedNodeId
-  const host = await createLocalHost({ spec, format, ranks, provider, stageDir })
+  const host = await createLocalHost({ spec, format, ranks, provider, cpus: null, stageDir })
   try {
     await host.load(allShards(pack))
   } catch (error) {
@@ -89,7 +89,7 @@ export function expertsOfTeam(pack: PackReader, { steps, teamExperts: team }: Mo
   const bytes = shards.reduce((sum, shard) => sum + shard.bytes, 0)
   const rows = (layer: number) => team.expertRows(layer).reduce((sum, count) => sum + count, 0)
   return {
-    ranks: steps.threads,
+    ranks: team.ranks,
     held: () => held,
     usedBytes: () => bytes,
     computedMs: team.computedMs,

@@ -180,7 +180,6 @@ class StepEngine implements Engine {
       return item
     })
     assert(row > 0)
-    team.setStep(items, row)
     return items
   }
 
@@ -230,6 +229,8 @@ class StepEngine implements Engine {
     const rows = last.row + last.count
     const traces = items.some(({ sequence }) => wantsTrace(sequence)) ? new TraceRecorder(rows) : null
     this.#abort = new AbortController()
+    const early = this.#headOfDecode(items)
+    team.setStep(items, rows, early.map(headRow))
     steps.lap()
     const started = team.run(0, traces !== null)
     this.#deliver()
@@ -246,7 +247,7 @@ class StepEngine implements Engine {
     this.#abort = null
     for (const { sequence, count } of items) sequence.cached += count
     this.#forkCandidates(items)
-    await this.#handOut(items, traces)
+    await this.#handOut(items, traces, early)
     steps.end(rows, items.length)
   }
 
@@ -306,17 +307,32 @@ class StepEngine implements Engine {
     return taken + kvBlocks(cached + 1) <= kvBlocks(this.#options.limits.kvTokensMax)
   }
 
-  /** Asks the head for what the step's rows are for, a slice at a time, and passes it on. */
-  async #handOut(items: readonly StepItem[], traces: TraceRecorder | null): Promise<void> {
+  /**
+   * The first slice of what is wanted of the head, where the step only decodes: it can be told beforehand then, and spares
+   * the threads a wait for this one.
+   */
+  #headOfDecode(items: readonly StepItem[]): Wanted[] {
+    const decodes = ({ sequence, start, count }: StepItem) =>
+      sequence.request.promptTokens === null && count === 1 && start + 1 === sequence.tokens.length
+    if (!items.every(decodes)) return []
+    return items.slice(0, this.#options.headRowsMax).map((item) => this.#draw(item))
+  }
+
+  /** Asks the head for what the step's rows are for, a slice at a time, and passes it on; `early` is there already. */
+  async #handOut(items: readonly StepItem[], traces: TraceRecorder | null, early: readonly Wanted[]): Promise<void> {
     const { team, headRowsMax, steps, nowMs } = this.#options
-    const wanted = items.flatMap((item) => this.#wanted(item, traces))
+    const take = (slice: readonly Wanted[]) => {
+      const takenMs = nowMs()
+      for (const [index, want] of slice.entries()) this.#take(want, index, traces, takenMs)
+    }
+    take(early)
+    const wanted = items.slice(early.length).flatMap((item) => this.#wanted(item, traces))
     for (let from = 0; from < wanted.length; from += headRowsMax) {
       const slice = wanted.slice(from, from + headRowsMax)
       steps.lap()
       await team.head(slice.map(headRow))
       steps.ranHead()
-      const takenMs = nowMs()
-      for (const [index, want] of slice.entries()) this.#take(want, index, traces, takenMs)
+      take(slice)
     }
     for (const { sequence } of items) this.#finishScoring(sequence)
   }
@@ -335,16 +351,22 @@ class StepEngine implements Engine {
     }
     const isComplete = sequence.cached === sequence.tokens.length
     if (!isComplete || request.sampling.maxTokens === 0) return wanted
-    const position = sequence.tokens.length - promptTokens
-    const lastRow = row + count - 1
-    wanted.push({ row: lastRow, item, position, sequence, draws: true })
+    const drawn = this.#draw(item)
+    wanted.push(drawn)
     const forked = sequence.request.sequences.filter(
       (other) => other !== sequence && other.state === 'running' && other.cached === sequence.cached,
     )
-    if (sequence.candidate === 0 && position === 0 && request.resumeFrom === undefined) {
-      for (const other of forked) wanted.push({ row: lastRow, item, position, sequence: other, draws: true })
+    if (sequence.candidate === 0 && drawn.position === 0 && request.resumeFrom === undefined) {
+      for (const other of forked) wanted.push({ ...drawn, sequence: other })
     }
     return wanted
+  }
+
+  /** The token that follows an item's last row. */
+  #draw(item: StepItem): Wanted {
+    const { sequence, row, count } = item
+    const position = sequence.tokens.length - sequence.request.request.promptIds.length
+    return { row: row + count - 1, item, position, sequence, draws: true }
   }
 
   #collectPrompt(item: StepItem, position: number, traces: TraceRecorder | null): void {

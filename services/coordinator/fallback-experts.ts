@@ -100,7 +100,7 @@ export class FallbackExperts {
     if (this.#closed || wanted.length === 0) return
     const { pack, stageDir } = this.#options
     const { spec, weightFormat: format } = pack.manifest
-    this.#host ??= createLocalHost({ spec, format, ranks: 1, provider: 'cpu', stageDir })
+    this.#host ??= createLocalHost({ spec, format, ranks: 1, provider: 'cpu', cpus: null, stageDir })
     const host = await this.#host
     const shards = wanted.map(({ layer, expert }) => pack.shard(layer, expert))
     await host.load(shards.map((shard) => ({ ...shard, path: pack.path(shard.file) })))

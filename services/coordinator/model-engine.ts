@@ -4,6 +4,7 @@ import type { ShardSource } from '../expert/host.ts'
 import type { ModelSpec } from '../model/spec.ts'
 import type { PackReader } from '../pack/reader.ts'
 import { coordinatorNumerics } from '../runtime/canary.ts'
+import { placeThreads } from '../runtime/cpus.ts'
 import { saturatesInt8 } from '../runtime/probe.ts'
 import { codeOf } from '../runtime/wasm.ts'
 import type { CapacitySettings } from './capacity.ts'
@@ -14,14 +15,16 @@ import type { Engine } from './request.ts'
 import { RequestCounters } from './request-counters.ts'
 import { StepCounters } from './step-counters.ts'
 import { kernelBytes } from './team/attention-kernel.ts'
-import { phases } from './team/layout.ts'
+import { phases, teamSize } from './team/layout.ts'
 import { Team } from './team/team.ts'
 
 export type ModelEngineOptions = CapacitySettings & {
   pack: PackReader
-  /** What brings rows to the experts; or all experts, for the team's own threads to compute. */
-  experts: Dispatcher | readonly ShardSource[]
+  /** What brings rows to the experts; or all experts, for `ranks` of the team's own threads to compute. */
+  experts: Dispatcher | { shards: readonly ShardSource[]; ranks: number }
   threads: number
+  /** For the team's threads, as `placeThreads` takes it. */
+  cpus: readonly number[] | 'any' | undefined
   stageDir: string
 }
 
@@ -39,6 +42,7 @@ export type ModelEngine = {
 
 /** What the team's threads have computed of experts since the start. */
 export type TeamExperts = {
+  ranks: number
   /** [experts] rows of each expert of a layer. Owned by the team, which goes on counting. */
   expertRows(layer: number): Float64Array
   /** ms, all threads together. */
@@ -53,9 +57,9 @@ const headRowsMax = 32
 
 export async function startModelEngine(options: ModelEngineOptions): Promise<ModelEngine> {
   const { pack, experts, threads, stageDir } = options
-  const shards = 'dispatch' in experts ? null : experts
+  const { shards, ranks } = 'dispatch' in experts ? { shards: [], ranks: 0 } : experts
   // Not loaded yet where the team computes them.
-  const expertBytes = shards?.reduce((sum, { bytes }) => sum + bytes, 0) ?? 0
+  const expertBytes = shards.reduce((sum, { bytes }) => sum + bytes, 0)
   const { spec, weightFormat: format } = pack.manifest
   const limits = engineCapacity(spec, options, { freeBytes: process.availableMemory() - expertBytes, threads })
   const avoidSaturation = saturatesInt8(stageDir)
@@ -63,17 +67,19 @@ export async function startModelEngine(options: ModelEngineOptions): Promise<Mod
     { stageDir, provider: 'cpu', avoidSaturation, format },
     Buffer.concat([codeOf(kernelBytes), codeOf(drawKernelBytes)]),
   )
+  const size = teamSize({ threads, ranks })
   const team = await Team.start({
     spec,
     format,
     pack: { dir: pack.dir, tensors: pack.manifest.tensors },
     stageDir,
     avoidSaturation,
+    cpus: placeThreads(size, options.cpus),
     shards,
-    limits: { threads, rowsMax: limits.maxBatchTokens, itemsMax: limits.maxSequences, headRowsMax, topMax },
+    limits: { threads, ranks, rowsMax: limits.maxBatchTokens, itemsMax: limits.maxSequences, headRowsMax, topMax },
   })
   const nowMs = () => performance.now()
-  const steps = new StepCounters(team.buffers, threads, nowMs)
+  const steps = new StepCounters(team.buffers, size, nowMs)
   const counters = new RequestCounters()
   const engine = createEngine({
     spec,
@@ -91,7 +97,7 @@ export async function startModelEngine(options: ModelEngineOptions): Promise<Mod
     numerics,
     steps,
     counters,
-    teamExperts: shards && teamExperts(team, spec),
+    teamExperts: ranks > 0 ? teamExperts(team, spec, ranks) : null,
     close: async () => {
       await engine.close()
       await team.close()
@@ -99,7 +105,7 @@ export async function startModelEngine(options: ModelEngineOptions): Promise<Mod
   }
 }
 
-function teamExperts({ buffers }: Team, spec: ModelSpec): TeamExperts {
+function teamExperts({ buffers }: Team, spec: ModelSpec, ranks: number): TeamExperts {
   const { expertRows, profile, runtime } = buffers
   const widest = expertRows.length / spec.layers.length
   const phase = phases.indexOf('expert')
@@ -109,6 +115,7 @@ function teamExperts({ buffers }: Team, spec: ModelSpec): TeamExperts {
     return ms
   }
   return {
+    ranks,
     expertRows: (layer) => expertRows.subarray(layer * widest, (layer + 1) * widest),
     computedMs: () => sum(profile),
     runtimeMs: () => sum(runtime),

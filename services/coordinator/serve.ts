@@ -15,15 +15,15 @@ import { addProcessMetrics, Metrics } from '../telemetry/metrics.ts'
 import { loadTokenizer } from '../tokenizer/tokenizer.ts'
 import { startApi } from './api/server.ts'
 import { addDispatchMetrics, addPlacementMetrics, addRequestMetrics, addStepMetrics } from './coordinator-metrics.ts'
-import { allShards, expertsOfTeam, startRankThreads } from './embedded-experts.ts'
+import { allShards, expertsOfTeam, startDeviceRanks } from './embedded-experts.ts'
 import { embeddedView } from './embedded-view.ts'
 import { createMemoryJournal } from './journal.ts'
 import { fingerprint, startModelEngine } from './model-engine.ts'
 
 /**
- * The embedded form: a coordinator with its experts in the same process. On the CPU, where there are as many ranks as
- * threads, the coordinator's threads compute the experts too; otherwise there are rank threads (or devices) and a
- * dispatcher as in a cluster, with shared memory where that has gRPC. What a cluster computes must equal it bit for bit.
+ * The embedded form: a coordinator with its experts in the same process. On the CPU the coordinator's threads compute
+ * them too, as many threads as there are ranks; devices have a dispatcher as in a cluster, with shared memory where that
+ * has gRPC. What a cluster computes must equal it bit for bit.
  */
 export async function serve(settings: ServeSettings, log: Logger): Promise<RunningProcess> {
   const { provider } = settings
@@ -40,13 +40,19 @@ export async function serve(settings: ServeSettings, log: Logger): Promise<Runni
   const expertClass = expertNumerics({ stageDir, provider, avoidSaturation, format })
   const threads = settings.threads ?? availableParallelism()
   const ranks = settings.ranks ?? availableParallelism()
-  const rankThreads =
-    provider === 'cpu' && ranks === threads
+  const devices =
+    provider === 'cpu'
       ? null
-      : opened.adopt(await startRankThreads(pack, ranks, provider, stageDir, log), (it) => it.close())
-  const options = { ...settings, pack, experts: rankThreads?.dispatcher ?? allShards(pack), threads, stageDir }
+      : opened.adopt(await startDeviceRanks(pack, ranks, provider, stageDir, log), (it) => it.close())
+  const options = {
+    ...settings,
+    pack,
+    experts: devices?.dispatcher ?? { shards: allShards(pack), ranks },
+    threads,
+    stageDir,
+  }
   const model = opened.adopt(await startModelEngine(options), (it) => it.close())
-  const experts = rankThreads?.experts ?? expertsOfTeam(pack, model)
+  const experts = devices?.experts ?? expertsOfTeam(pack, model)
   const served = {
     manifest: pack.manifest,
     digest: pack.digest,
@@ -69,7 +75,7 @@ export async function serve(settings: ServeSettings, log: Logger): Promise<Runni
   addProcessMetrics(metrics, { version, role: 'serve', id, model: pack.manifest.name })
   addRequestMetrics(metrics, model)
   addStepMetrics(metrics, model)
-  if (rankThreads !== null) addDispatchMetrics(metrics, rankThreads.dispatcher)
+  if (devices !== null) addDispatchMetrics(metrics, devices.dispatcher)
   addPlacementMetrics(metrics, () => ({
     epoch: 1,
     leads: true,

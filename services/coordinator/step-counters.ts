@@ -13,7 +13,7 @@ export type StepTotals = {
   dispatches: number
   /** From choosing the rows to handing out the tokens. The next four are parts of it. */
   wallMs: number
-  /** Waiting for the team: its layers, and its head. */
+  /** Waiting for the team: its layers, with the head of a decode, and heads that were asked for by themselves. */
   teamMs: number
   headMs: number
   /** Waiting for experts, and of that what the slowest node of each call computed. */
@@ -39,6 +39,7 @@ export class StepCounters {
   readonly totals: Readonly<Record<StepKind, StepTotals>> = { prefill: emptyTotals(), decode: emptyTotals() }
   /** Of layers with one row: dispatch and combine, less what the experts computed; ms. */
   readonly oneRowOverhead = new Histogram(overheadBoundsMs)
+  /** All threads of the team. */
   readonly threads: number
   readonly #buffers: Pick<StepBuffers, 'profile' | 'runtime' | 'inside'>
   readonly #nowMs: () => number

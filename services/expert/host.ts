@@ -15,6 +15,8 @@ export type ExpertHostOptions = {
   format: WeightFormat
   ranks: number
   provider: Provider
+  /** Those that ranks are bound to; null: none. */
+  cpus: readonly number[] | null
   /** Where session files are staged; the shards' file system if possible (hard links instead of copies). */
   stageDir: string
 }

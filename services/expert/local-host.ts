@@ -36,11 +36,11 @@ class LocalHost implements ExpertHost {
   constructor(options: ExpertHostOptions) {
     this.#options = options
     this.ranks = options.ranks
-    const { spec, format, provider, stageDir } = options
+    const { spec, format, provider, cpus, stageDir } = options
     const avoidSaturation = provider === 'cpu' && saturatesInt8(stageDir)
     this.#ranks = Array.from(
       { length: options.ranks },
-      () => new Rank({ spec, format, provider, stageDir, avoidSaturation }),
+      (_, index) => new Rank({ spec, format, provider, stageDir, avoidSaturation, cpu: cpus?.[index] ?? null }),
     )
     this.failed = Promise.race(this.#ranks.map((rank) => rank.failed))
   }

@@ -23,6 +23,7 @@ import { resolveZone } from '../kubernetes/zone.ts'
 import { type Manifest, manifestSchema } from '../pack/manifest.ts'
 import { openPack, type PackReader } from '../pack/reader.ts'
 import { expertNumerics } from '../runtime/canary.ts'
+import { placeThreads } from '../runtime/cpus.ts'
 import { saturatesInt8 } from '../runtime/probe.ts'
 import { createStage, removeStage } from '../runtime/stage.ts'
 import type { Logger } from '../telemetry/log.ts'
@@ -68,6 +69,7 @@ export async function startExpertNode(settings: ExpertSettings, log: Logger): Pr
   const numerics = expertNumerics({ stageDir, provider, avoidSaturation, format })
   const ranks = settings.ranks ?? (provider === 'cpu' ? navigator.hardwareConcurrency : 1)
   const memoryBytes = settings.memory ?? Math.floor(process.availableMemory() * memoryShare)
+  const cpus = placeThreads(ranks, settings.cpus)
   let spillDir: string | null = null
   opened.defer(() => {
     if (spillDir !== null) removeStage(spillDir)
@@ -80,7 +82,9 @@ export async function startExpertNode(settings: ExpertSettings, log: Logger): Pr
     bytesMax: 2 * memoryBytes,
     report: (error) => log.warn({ error }, 'shard cache'),
   })
-  const host = opened.adopt(await createLocalHost({ spec, format, ranks, provider, stageDir }), (it) => it.close())
+  const host = opened.adopt(await createLocalHost({ spec, format, ranks, provider, cpus, stageDir }), (it) =>
+    it.close(),
+  )
 
   const zone = await resolveZone(
     settings.zone,

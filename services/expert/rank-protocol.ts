@@ -12,6 +12,8 @@ export type RankSetup = {
   provider: Provider
   stageDir: string
   avoidSaturation: boolean
+  /** The thread is bound to it; null: to none. */
+  cpu: number | null
   control: Int32Array<SharedArrayBuffer>
   /** ms of the last job, and of all jobs so far the ms inside ONNX Runtime. */
   computeMs: Float64Array<SharedArrayBuffer>

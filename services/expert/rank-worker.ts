@@ -2,6 +2,7 @@ import assert from 'node:assert/strict'
 import { parentPort, receiveMessageOnPort, workerData } from 'node:worker_threads'
 import { MoeshError } from '../config/errors.ts'
 import type { OutputBuffer, RowBuffer } from '../dispatch/rows.ts'
+import { bindThisThread } from '../runtime/cpus.ts'
 import { kernelMs } from '../runtime/inside.ts'
 import { announce, waitForChange } from '../runtime/signal.ts'
 import { RankExperts } from './rank-experts.ts'
@@ -16,7 +17,8 @@ const setup = workerData as RankSetup
 assert(parentPort !== null)
 const port = parentPort
 
-const { control } = setup
+const { control, cpu } = setup
+if (cpu !== null) bindThisThread(cpu)
 const experts = new RankExperts(setup.spec, setup.format, setup)
 const rowBuffers = new Map<number, RowBuffer>()
 const outputBuffers = new Map<number, OutputBuffer>()

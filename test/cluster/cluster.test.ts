@@ -9,7 +9,7 @@ import type { WeightFormat } from '../../services/model/format.ts'
 import { type Message, outputOf } from '../coordinator/client.ts'
 import { redisCommand } from '../redis.ts'
 import { type ClusterProcess, TestCluster, until } from '../support/cluster.ts'
-import { readMetrics } from '../support/metrics.ts'
+import { documentedMetrics, metricNames, readMetrics } from '../support/metrics.ts'
 import { demoCheckpoint, testPacks } from '../support/packs.ts'
 import { runModel } from '../support/running-model.ts'
 import { emptyResult, runStream, type StreamRequest, type StreamResult } from '../support/streams.ts'
@@ -67,9 +67,12 @@ describe.skipIf(redisCommand() === null)('a cluster of processes', () => {
       expect(all('moesh_expert_cache_bytes')).toBeGreaterThanOrEqual(all('moesh_expert_shard_bytes'))
       // Audited rows are computed by experts, too, but are no part of a dispatch.
       const rows = cluster.experts.map(({ id }) => ofCluster.get(`moesh_dispatch_rows_total{node="${id}"}`) ?? 0)
+      // Three tokens of the prompt and three more, four experts each in four layers.
+      expect(sum(rows)).toBeGreaterThanOrEqual(6 * 4 * 4)
       expect(all('moesh_expert_rows_total')).toBeGreaterThanOrEqual(sum(rows))
       expect(all('moesh_expert_runtime_seconds_total')).toBeGreaterThan(0)
       expect(all('moesh_expert_runtime_seconds_total')).toBeLessThan(all('moesh_expert_compute_seconds_total'))
+      expect(metricNames(ofCluster, ...experts)).toEqual(documentedMetrics())
     })
 
     test('a node that is killed costs streams neither a token nor an error', async () => {

@@ -26,7 +26,13 @@ const variations: Variation[] = [
   { why: 'gRPC', transport: 'gRPC' },
   { why: 'three nodes over gRPC, two replicas, two ranks each', transport: 'gRPC', nodes: 3, ranks: 2, replicas: 2 },
   { why: 'experts on the own thread', transport: 'own threads' },
-  { why: 'experts on three own threads, chunks of 7', transport: 'own threads', threads: 3, maxBatchTokens: 7 },
+  {
+    why: 'experts on two of three own threads, chunks of 7',
+    transport: 'own threads',
+    threads: 3,
+    ranks: 2,
+    maxBatchTokens: 7,
+  },
   { why: 'chunks of 3', maxBatchTokens: 3 },
   { why: 'token by token', maxBatchTokens: 1 },
   { why: 'chunks of 7 over gRPC, five nodes', maxBatchTokens: 7, transport: 'gRPC', nodes: 5 },
@@ -38,7 +44,13 @@ const variations: Variation[] = [
     transport: 'gRPC',
     nodes: 2,
   },
-  { why: 'seven other requests, experts on two own threads', neighbours: 7, transport: 'own threads', threads: 2 },
+  {
+    why: 'seven other requests, experts on three own threads, the rest on two',
+    neighbours: 7,
+    transport: 'own threads',
+    threads: 2,
+    ranks: 3,
+  },
   { why: 'a KV cache so small that sequences lose their place', neighbours: 7, kvTokens: 192 },
 ]
 

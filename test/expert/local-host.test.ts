@@ -43,7 +43,7 @@ test.each([1, 2])(
 async function open(ranks: number) {
   const reader = await pack(demoCheckpoint, 'int8')
   const { spec, weightFormat: format } = reader.manifest
-  return { reader, host: await createLocalHost({ spec, format, ranks, provider: 'cpu', stageDir }) }
+  return { reader, host: await createLocalHost({ spec, format, ranks, provider: 'cpu', cpus: null, stageDir }) }
 }
 
 /** Of the same rows for each expert, as bits. */

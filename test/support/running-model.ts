@@ -101,9 +101,10 @@ export async function runModel(pack: PackReader, topology: Topology): Promise<Ru
     pack,
     experts:
       topology.transport === 'own threads'
-        ? shards.map((shard) => ({ ...shard, path: pack.path(shard.file) }))
+        ? { shards: shards.map((shard) => ({ ...shard, path: pack.path(shard.file) })), ranks: topology.ranks }
         : dispatcher,
     threads: topology.threads,
+    cpus: 'any',
     stageDir,
     context: undefined,
     maxBatchTokens: topology.maxBatchTokens,
@@ -186,7 +187,7 @@ async function startNode(
   stageDir: string,
 ): Promise<Node> {
   const { spec, weightFormat: format } = pack.manifest
-  const host = await createLocalHost({ spec, format, ranks, provider, stageDir })
+  const host = await createLocalHost({ spec, format, ranks, provider, cpus: null, stageDir })
   if (transport === 'shared memory') {
     return { host, transport: localTransport(nodeId, host), close: () => host.close() }
   }

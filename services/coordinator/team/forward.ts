@@ -20,8 +20,8 @@ const projectedRowsMax = 256
 
 /**
  * One thread's share of a coordinator's forward pass. Linear layers are cut by output columns and attention by KV
- * heads; threads meet at a barrier wherever the next operation needs whole rows. The order of the methods is the way
- * of a row through a layer.
+ * heads; a share may be empty. Threads meet at a barrier wherever the next operation needs whole rows. The order of the
+ * methods is the way of a row through a layer.
  */
 
 export type ForwardSetup = ShareSetup & {
@@ -48,7 +48,7 @@ export class Forward {
   constructor(setup: ForwardSetup) {
     this.#setup = setup
     const { spec, thread, threads } = setup
-    this.#stretches = new Stretches(setup.buffers, threads, thread)
+    this.#stretches = new Stretches(setup.buffers, thread)
     const heads = spec.layers.map(({ attention }) => cut(attention.kvHeads, threads, thread))
     const kernel = new AttentionKernel()
     this.cache = new KvCache(
@@ -70,13 +70,22 @@ export class Forward {
     this.#scores = new Float64Array(2 * Math.max(...experts))
   }
 
+  /** A command begins: all threads have ended the one before. */
+  begin(): void {
+    this.#clockMs = performance.now()
+    this.#stretches.begin()
+  }
+
+  end(): void {
+    this.#stretches.end()
+  }
+
   /**
    * Runs from layer `from` on (0: from the tokens) until routed experts are needed that are not here, or, with `pauses`,
    * until the next layer's experts have computed. Returns that layer, its routing in the shared buffers, or the number
    * of layers. If `from` > 0, layer from-1's experts have answered.
    */
   run(from: number, rows: number, items: readonly Item[], pauses: boolean): number {
-    this.#begin()
     if (from === 0) {
       this.#embed(rows)
     } else this.#combine(from - 1, rows)
@@ -86,10 +95,7 @@ export class Forward {
       this.#attend(part, layer, rows, items)
       if (part.ffn.kind === 'moe') {
         this.#route(part.ffn.spec, part.ffn.router, rows)
-        if (this.#setup.experts === null) {
-          this.#stretches.end()
-          return layer
-        }
+        if (this.#setup.experts === null) return layer
         this.#computeExperts(this.#setup.experts, layer, rows, part.ffn.spec.expertsPerToken)
         if (pauses) return layer
         this.#combine(layer, rows)
@@ -143,11 +149,11 @@ export class Forward {
   }
 
   /** Rows are divided over the threads; a single row goes to the first. */
-  #route(ffn: MoeFfnSpec, router: Session, rows: number): void {
+  #route(ffn: MoeFfnSpec, router: Session | null, rows: number): void {
     const { spec, thread, threads, buffers } = this.#setup
     const { hidden } = spec
     const { from, to } = cut(rows, rows < threads ? 1 : threads, thread)
-    if (from < to) {
+    if (router !== null && from < to) {
       const fetched = router.run({
         x: {
           dims: [to - from, hidden],
@@ -182,12 +188,6 @@ export class Forward {
     this.#lap('router')
   }
 
-  /** All threads have ended the command before. */
-  #begin(): void {
-    this.#clockMs = performance.now()
-    this.#stretches.begin()
-  }
-
   #computeExperts(experts: OwnExperts, layer: number, rows: number, expertsPerToken: number): void {
     this.#meet()
     experts.compute(layer, rows, expertsPerToken)
@@ -215,7 +215,6 @@ export class Forward {
    * `rowAt(i)`: the step's row of slice row i.
    */
   head(slice: number, rowAt: (index: number) => number): void {
-    this.#begin()
     const { spec, buffers } = this.#setup
     const { hidden, vocabulary } = spec
     for (let i = 0; i < slice; i++) {
@@ -232,10 +231,9 @@ export class Forward {
     this.#meet()
   }
 
-  /** Ends the last phase of a command. */
+  /** What came since the head was sampling. */
   lapSampling(): void {
     this.#lap('sampling')
-    this.#stretches.end()
   }
 
   close(): void {
@@ -244,7 +242,7 @@ export class Forward {
     for (const { qkv, output, ffn } of this.#layers) {
       qkv?.dispose()
       output?.session.dispose()
-      if (ffn.kind === 'moe') ffn.router.dispose()
+      if (ffn.kind === 'moe') ffn.router?.dispose()
       else {
         ffn.gateUp?.session.dispose()
         ffn.down?.session.dispose()

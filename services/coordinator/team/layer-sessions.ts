@@ -13,6 +13,7 @@ export type ShareSetup = {
   spec: ModelSpec
   format: WeightFormat
   source: TensorSource
+  /** The share of `thread` of `threads`; of one beyond them nothing is left. */
   thread: number
   threads: number
   session: SessionOptions
@@ -26,7 +27,7 @@ export type LayerPart = {
   attention: AttentionPart
   output: Columns | null
   ffn:
-    | { kind: 'moe'; spec: MoeFfnSpec; router: Session }
+    | { kind: 'moe'; spec: MoeFfnSpec; router: Session | null }
     | { kind: 'dense'; spec: DenseFfnSpec; gateUp: Columns | null; down: Columns | null }
 }
 
@@ -84,8 +85,9 @@ export function buildLayer(
 }
 
 function buildRouter(setup: ShareSetup, ffn: MoeFfnSpec, prefix: string): LayerPart['ffn'] {
-  const { source, format, session } = setup
+  const { source, format, session, thread, threads } = setup
   const { hidden } = setup.spec
+  if (thread >= threads) return { kind: 'moe', spec: ffn, router: null }
   const graph = routerGraph({
     format,
     hidden,

@@ -10,7 +10,7 @@ import { type ModelSpec, moeLayers } from '../../model/spec.ts'
 
 /**
  * The memory that a coordinator's threads share during a step, allocated once. R: rows of a step, H: hidden,
- * k: experts per token, S: rows of a head slice, V: vocabulary.
+ * k: experts per token, S: rows of a head slice, V: vocabulary, T: threads of the team.
  */
 export type StepBuffers = {
   /** Counters of the step protocol, see `controlWords`. */
@@ -44,13 +44,13 @@ export type StepBuffers = {
   chosen: Float32Array<SharedArrayBuffer>
   topIds: Int32Array<SharedArrayBuffer>
   topLogprobs: Float32Array<SharedArrayBuffer>
-  /** [threads, phases] ms, summed since the start. */
+  /** [T, phases] ms, summed since the start. */
   profile: Float64Array<SharedArrayBuffer>
-  /** [threads, phases] of these, ms inside compiled kernels: ONNX Runtime's, attention's, sampling's. */
+  /** [T, phases] of these, ms inside compiled kernels: ONNX Runtime's, attention's, sampling's. */
   runtime: Float64Array<SharedArrayBuffer>
   /** [1] ms in which a thread was inside a kernel: of each stretch between two barriers the longest, summed. */
   inside: Float64Array<SharedArrayBuffer>
-  /** [2, threads] ms inside kernels in the present stretch and in the one before. */
+  /** [2, T] ms inside kernels in the present stretch and in the one before. */
   stretches: Float64Array<SharedArrayBuffer>
 }
 
@@ -72,6 +72,8 @@ export const controlWords = {
   barrier: 10,
   /** A run ends when a layer's experts have computed, so that the step's routing can be read. */
   pauses: 13,
+  /** The head of the slice follows the last layer. */
+  headFollows: 14,
   size: 16,
 } as const
 
@@ -103,7 +105,10 @@ export const phases = [
 export type Phase = (typeof phases)[number]
 
 export type TeamLimits = {
+  /** Threads that share attention, linear layers and sampling. */
   threads: number
+  /** Threads that compute experts, the same ones as far as there are; 0: experts are computed elsewhere. */
+  ranks: number
   /** R. */
   rowsMax: number
   itemsMax: number
@@ -111,6 +116,11 @@ export type TeamLimits = {
   headRowsMax: number
   /** Most alternatives per token. */
   topMax: number
+}
+
+/** All threads of a team. */
+export function teamSize({ threads, ranks }: Pick<TeamLimits, 'threads' | 'ranks'>): number {
+  return Math.max(threads, ranks)
 }
 
 const shared = (bytes: number) => new SharedArrayBuffer(Math.max(bytes, 8))
@@ -123,6 +133,7 @@ export function createStepBuffers(spec: ModelSpec, format: WeightFormat, limits:
   const inner = widest(({ ffn }) => (ffn.kind === 'dense' ? ffn.inner : 0))
   const expertsPerToken = Math.max(0, ...moeLayers(spec).map(({ ffn }) => ffn.expertsPerToken))
   const experts = Math.max(0, ...moeLayers(spec).map(({ ffn }) => ffn.experts))
+  const size = teamSize(limits)
   const floats = (count: number) => new Float32Array(shared(count * 4))
   const ints = (count: number) => new Int32Array(shared(count * 4))
   return {
@@ -145,9 +156,9 @@ export function createStepBuffers(spec: ModelSpec, format: WeightFormat, limits:
     chosen: floats(headRowsMax),
     topIds: ints(headRowsMax * topMax),
     topLogprobs: floats(headRowsMax * topMax),
-    profile: new Float64Array(shared(limits.threads * phases.length * 8)),
-    runtime: new Float64Array(shared(limits.threads * phases.length * 8)),
+    profile: new Float64Array(shared(size * phases.length * 8)),
+    runtime: new Float64Array(shared(size * phases.length * 8)),
     inside: new Float64Array(shared(8)),
-    stretches: new Float64Array(shared(2 * limits.threads * 8)),
+    stretches: new Float64Array(shared(2 * size * 8)),
   }
 }

@@ -6,10 +6,10 @@ import type { ShareSetup } from './layer-sessions.ts'
 import type { StepBuffers } from './layout.ts'
 
 /**
- * Each expert of a layer to one of the threads, in turn: rows of a layer meet all threads at once. Errors: PACK_INVALID
+ * Each expert of a layer to one of the ranks, in turn: rows of a layer meet all of them at once. Errors: PACK_INVALID
  * where an expert is missing or there twice: nobody would notice later whose outputs are read.
  */
-export function shareExperts(spec: ModelSpec, shards: readonly ShardSource[], threads: number): ShardSource[][] {
+export function shareExperts(spec: ModelSpec, shards: readonly ShardSource[], ranks: number): ShardSource[][] {
   const named = new Set(shards.map(({ layer, expert }) => `${layer}/${expert}`))
   const wanted = moeLayers(spec).flatMap(({ layer, ffn }) =>
     Array.from({ length: ffn.experts }, (_, e) => `${layer}/${e}`),
@@ -18,11 +18,11 @@ export function shareExperts(spec: ModelSpec, shards: readonly ShardSource[], th
     throw new MoeshError('PACK_INVALID', 'experts are missing or listed twice', 'pack again')
   }
   const next = new Map<number, number>()
-  const shares = Array.from({ length: threads }, (): ShardSource[] => [])
+  const shares = Array.from({ length: ranks }, (): ShardSource[] => [])
   for (const shard of [...shards].sort((a, b) => a.expert - b.expert)) {
     const turn = next.get(shard.layer) ?? 0
     next.set(shard.layer, turn + 1)
-    shares[turn % threads]?.push(shard)
+    shares[turn % ranks]?.push(shard)
   }
   return shares
 }

@@ -12,9 +12,9 @@ export class Stretches {
   #row = 0
   #startedMs = kernelMs()
 
-  constructor(buffers: Pick<StepBuffers, 'inside' | 'stretches'>, threads: number, thread: number) {
+  constructor(buffers: Pick<StepBuffers, 'inside' | 'stretches'>, thread: number) {
     this.#buffers = buffers
-    this.#threads = threads
+    this.#threads = buffers.stretches.length / 2
     this.#thread = thread
   }
 

@@ -13,12 +13,14 @@ export type ThreadSetup = {
   format: WeightFormat
   pack: { dir: string; tensors: readonly TensorEntry[] }
   thread: number
+  /** The thread is bound to it; null: to none. */
+  cpu: number | null
   limits: TeamLimits
   buffers: StepBuffers
   stageDir: string
   avoidSaturation: boolean
-  /** Experts that this thread computes; null where none of the team's threads does. */
-  shards: readonly ShardSource[] | null
+  /** Experts that this thread computes. */
+  shards: readonly ShardSource[]
 }
 
 export type ToThread =

@@ -2,11 +2,12 @@ import assert from 'node:assert/strict'
 import { parentPort, receiveMessageOnPort, workerData } from 'node:worker_threads'
 import { MoeshError } from '../../config/errors.ts'
 import { PackTensors } from '../../pack/tensors.ts'
+import { bindThisThread } from '../../runtime/cpus.ts'
 import { announce, Barrier, BarrierBroken, waitForChange } from '../../runtime/signal.ts'
 import type { Item } from './attention.ts'
 import { Forward, type ForwardSetup } from './forward.ts'
 import { HeadOutput } from './head-output.ts'
-import { commands, controlWords, headWords, itemWords } from './layout.ts'
+import { commands, controlWords, headWords, itemWords, teamSize } from './layout.ts'
 import { OwnExperts } from './own-experts.ts'
 import type { FromThread, ThreadSetup, ToThread } from './team-protocol.ts'
 
@@ -16,11 +17,15 @@ const setup = workerData as ThreadSetup
 const { spec, format, pack, thread, limits, buffers } = setup
 const { control } = buffers
 const { threads } = limits
+if (setup.cpu !== null) bindThisThread(setup.cpu)
+const size = teamSize(limits)
+/** A thread beyond those that share the head draws no tokens either. */
+const draws = thread < threads
 assert(parentPort !== null)
 const port = parentPort
 const say = (message: FromThread) => port.postMessage(message)
 
-const barrier = new Barrier(control, controlWords.barrier, threads)
+const barrier = new Barrier(control, controlWords.barrier, size)
 
 function load(): { forward: Forward; output: HeadOutput } {
   const source = new PackTensors(pack.dir, pack.tensors)
@@ -35,7 +40,7 @@ function load(): { forward: Forward; output: HeadOutput } {
     buffers,
     barrier,
   }
-  const experts = setup.shards && new OwnExperts(share, setup.shards)
+  const experts = limits.ranks > 0 ? new OwnExperts(share, setup.shards) : null
   return {
     forward: new Forward({ ...share, experts }),
     output: new HeadOutput(spec.vocabulary, limits.topMax, buffers),
@@ -83,13 +88,15 @@ function run(): void {
   }
   const stoppedAt = forward.run(from, rows, items, Atomics.load(control, controlWords.pauses) !== 0)
   if (thread === 0) Atomics.store(control, controlWords.stoppedAt, stoppedAt)
+  const headFollows = Atomics.load(control, controlWords.headFollows) !== 0
+  if (headFollows && stoppedAt === spec.layers.length) head()
 }
 
 /** Columns of all rows, then whole rows: each thread draws from every `threads`-th row. */
 function head(): void {
   const rows = Atomics.load(control, controlWords.headRows)
   forward.head(rows, (index) => buffers.head[index * headWords.size + headWords.row] ?? 0)
-  for (let index = thread; index < rows; index += threads) output.write(index)
+  for (let index = thread; draws && index < rows; index += threads) output.write(index)
   forward.lapSampling()
 }
 
@@ -117,8 +124,10 @@ function execute(command: number): void {
     // Not between the layers of a step: they would fill the slot of a sequence again that has just ended.
     const isBetweenLayers = command === commands.run && Atomics.load(control, controlWords.argument) > 0
     if (!isBetweenLayers) hearAll()
+    forward.begin()
     if (command === commands.run) run()
     else if (command === commands.head) head()
+    forward.end()
   } catch (thrown) {
     if (!(thrown instanceof BarrierBroken)) {
       sayFailed(thrown)
@@ -126,7 +135,7 @@ function execute(command: number): void {
       barrier.break()
     }
   }
-  if (Atomics.add(control, controlWords.finished, 1) + 1 === threads) announce(control, controlWords.done)
+  if (Atomics.add(control, controlWords.finished, 1) + 1 === size) announce(control, controlWords.done)
 }
 
 say({ kind: 'ready' })

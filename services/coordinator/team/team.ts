@@ -14,6 +14,7 @@ import {
   itemWords,
   type StepBuffers,
   type TeamLimits,
+  teamSize,
 } from './layout.ts'
 import { shareExperts } from './own-experts.ts'
 import type { FromThread, ThreadSetup, ToThread } from './team-protocol.ts'
@@ -26,8 +27,10 @@ export type TeamOptions = {
   /** Where session files are staged. */
   stageDir: string
   avoidSaturation: boolean
-  /** All experts, for the team to compute them too; null: they are computed elsewhere, see `run`. */
-  shards: readonly ShardSource[] | null
+  /** Those that threads are bound to; null: none. */
+  cpus: readonly number[] | null
+  /** All experts, for the first `limits.ranks` threads to compute; empty where that is 0, see `run`. */
+  shards: readonly ShardSource[]
 }
 
 /** What is asked of one row of a head slice: see `headWords`. */
@@ -47,11 +50,13 @@ export class Team {
   private constructor(options: TeamOptions) {
     const { spec, format, limits, shards } = options
     this.buffers = createStepBuffers(spec, format, limits)
-    this.#barrier = new Barrier(this.buffers.control, controlWords.barrier, limits.threads)
-    const shares = shards && shareExperts(spec, shards, limits.threads)
-    this.#threads = Array.from({ length: limits.threads }, (_, thread) => {
-      const shards = shares && (shares[thread] ?? [])
-      const workerData: ThreadSetup = { ...options, thread, buffers: this.buffers, shards }
+    const size = teamSize(limits)
+    this.#barrier = new Barrier(this.buffers.control, controlWords.barrier, size)
+    const shares = limits.ranks > 0 ? shareExperts(spec, shards, limits.ranks) : []
+    this.#threads = Array.from({ length: size }, (_, thread) => {
+      const shards = shares[thread] ?? []
+      const cpu = options.cpus?.[thread] ?? null
+      const workerData: ThreadSetup = { ...options, thread, cpu, buffers: this.buffers, shards }
       return new Worker(new URL('./team-worker.ts', import.meta.url), { workerData })
     })
   }
@@ -94,8 +99,8 @@ export class Team {
     for (const worker of this.#threads) worker.postMessage(message)
   }
 
-  /** The rows of the next `run`. */
-  setStep(items: readonly Item[], rows: number): void {
+  /** The rows of the next step, and those of them whose head is to follow its last layer at once. */
+  setStep(items: readonly Item[], rows: number, head: readonly HeadRow[]): void {
     const { control, items: shared } = this.buffers
     items.forEach(({ slot, start, count, row }, index) => {
       const at = index * itemWords.size
@@ -106,6 +111,8 @@ export class Team {
     })
     control[controlWords.items] = items.length
     control[controlWords.rows] = rows
+    control[controlWords.headFollows] = head.length > 0 ? 1 : 0
+    this.#setHead(head)
   }
 
   /**
@@ -120,6 +127,11 @@ export class Team {
 
   /** Logits of some rows of the step, and what follows from them, into the result buffers. */
   async head(rows: readonly HeadRow[]): Promise<void> {
+    this.#setHead(rows)
+    await this.#command(commands.head, 0)
+  }
+
+  #setHead(rows: readonly HeadRow[]): void {
     const { control, head } = this.buffers
     rows.forEach(({ row, slot, target, position, top }, index) => {
       const at = index * headWords.size
@@ -130,7 +142,6 @@ export class Team {
       head[at + headWords.top] = top
     })
     control[controlWords.headRows] = rows.length
-    await this.#command(commands.head, 0)
   }
 
   async close(): Promise<void> {
