@@ -1,6 +1,7 @@
 /**
- * Threads that hand work to each other through shared memory: they sleep in `Atomics.wait` and are woken, never spin.
- * (Spinning burns the partner's core unless threads are pinned: docs/design.md, "Threads".)
+ * Threads that hand work to each other through shared memory: they sleep in `Atomics.wait` and are woken. Only at a barrier,
+ * and only where each thread has a CPU of its own, they look a while before they sleep: elsewhere a thread that spins
+ * burns the very CPU that its partner waits for.
  */
 
 /** Blocks until the counter at `index` differs from `seen`; returns its value. */
@@ -28,6 +29,9 @@ export function announce(control: Int32Array, index: number): void {
   Atomics.notify(control, index)
 }
 
+/** A hint to the CPU, some 30 ns long. */
+const { pause } = Atomics as typeof Atomics & { pause(): void }
+
 /** Thrown on the threads of a barrier when one of them failed. */
 export class BarrierBroken extends Error {}
 
@@ -38,14 +42,16 @@ export class Barrier {
   readonly #generation: number
   readonly #broken: number
   readonly #count: number
+  readonly #looks: number
 
-  /** Uses three words of `control` from `index` on. */
-  constructor(control: Int32Array, index: number, count: number) {
+  /** Uses three words of `control` from `index` on. `looks`: so often a thread looks for the others before it sleeps. */
+  constructor(control: Int32Array, index: number, count: number, looks: number) {
     this.#control = control
     this.#arrived = index
     this.#generation = index + 1
     this.#broken = index + 2
     this.#count = count
+    this.#looks = looks
   }
 
   wait(): void {
@@ -56,6 +62,7 @@ export class Barrier {
       Atomics.store(control, this.#arrived, 0)
       announce(control, this.#generation)
     } else {
+      for (let look = 0; look < this.#looks && Atomics.load(control, this.#generation) === generation; look++) pause()
       while (Atomics.load(control, this.#generation) === generation) {
         if (Atomics.load(control, this.#broken) !== 0) break
         Atomics.wait(control, this.#generation, generation)

@@ -17,6 +17,8 @@ const setup = workerData as ThreadSetup
 const { spec, format, pack, thread, limits, buffers } = setup
 const { control } = buffers
 const { threads } = limits
+/** About 30 µs: as long as it takes to sleep and to be woken. */
+const looksMax = 1000
 if (setup.cpu !== null) bindThisThread(setup.cpu)
 const size = teamSize(limits)
 /** A thread beyond those that share the head draws no tokens either. */
@@ -25,7 +27,7 @@ assert(parentPort !== null)
 const port = parentPort
 const say = (message: FromThread) => port.postMessage(message)
 
-const barrier = new Barrier(control, controlWords.barrier, size)
+const barrier = new Barrier(control, controlWords.barrier, size, setup.cpu === null ? 0 : looksMax)
 
 function load(): { forward: Forward; output: HeadOutput } {
   const source = new PackTensors(pack.dir, pack.tensors)

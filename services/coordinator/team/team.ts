@@ -51,7 +51,7 @@ export class Team {
     const { spec, format, limits, shards } = options
     this.buffers = createStepBuffers(spec, format, limits)
     const size = teamSize(limits)
-    this.#barrier = new Barrier(this.buffers.control, controlWords.barrier, size)
+    this.#barrier = new Barrier(this.buffers.control, controlWords.barrier, size, 0)
     const shares = limits.ranks > 0 ? shareExperts(spec, shards, limits.ranks) : []
     this.#threads = Array.from({ length: size }, (_, thread) => {
       const shards = shares[thread] ?? []
