@@ -31,7 +31,7 @@ export const contextTokens = 128
  */
 export const peerRpcFactor = 0.53
 
-/** Long enough to last about a second on a small machine, short enough that the context stays about the same. */
+/** Short enough that the context stays about the same. */
 const decodeSteps: ReadonlyMap<number, number> = new Map([
   [1, 48],
   [4, 24],
@@ -84,5 +84,11 @@ export async function prefillRate(target: Target, rows: number): Promise<number>
 
 /** Tokens a second of all sequences together. */
 export async function decodeRate(target: Target, sequences: number, steps: number): Promise<number> {
-  return (sequences * steps) / (await target.decode(sequences, contextTokens, steps))
+  let seconds = 0
+  let tokens = 0
+  while (seconds < secondsMin) {
+    seconds += await target.decode(sequences, contextTokens, steps)
+    tokens += sequences * steps
+  }
+  return tokens / seconds
 }

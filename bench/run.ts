@@ -98,6 +98,9 @@ export class Bench {
   async #row(plan: RowPlan, ours: () => Promise<number>, peer: () => Promise<number>): Promise<void> {
     const before = loadavg()[0] ?? 0
     say(plan.name)
+    // Not measured: code that runs for the first time is not compiled yet, and memory not touched.
+    await ours()
+    await peer()
     const measured = await measurePairs({
       pairs: this.#options.pairs,
       othersCoresMax,

@@ -66,7 +66,10 @@ export const flags = {
   'max-batch-tokens': flag(count(1, 1_048_576), 'most rows of one step'),
   'max-sequences': flag(count(1, 65_536), 'most sequences that run at once'),
   context: flag(count(1, 16_777_216), "longest sequence; at most the model's"),
-  'kv-memory': flag(size, 'what the KV cache may take, e.g. 4GiB'),
+  'kv-memory': flag(
+    size,
+    'what the KV cache may take, e.g. 4GiB; what ended requests leave stays in it while there is room',
+  ),
   'drain-timeout': flag(
     real('SECONDS', 0, 86_400),
     'how long SIGTERM lets running work finish before it is handed over',

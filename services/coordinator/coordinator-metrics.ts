@@ -15,7 +15,12 @@ export function addRequestMetrics(metrics: Metrics, { engine, counters }: ModelE
   metrics.counter('moesh_requests_failed_total', 'Requests that ended with an error.', () => counters.failed)
   metrics.counter('moesh_requests_refused_total', 'Requests refused: the queue was full.', () => counters.refused)
   metrics.counter('moesh_preemptions_total', 'Sequences that gave up their KV cache.', () => counters.preempted)
-  metrics.counter('moesh_prompt_tokens_total', 'Tokens of prompts that were read.', () => counters.promptTokens)
+  metrics.counter('moesh_prompt_tokens_total', 'Tokens of prompts.', () => counters.promptTokens)
+  metrics.counter(
+    'moesh_prompt_tokens_cached_total',
+    'Of them, found in the KV cache instead of computed.',
+    () => counters.cachedPromptTokens,
+  )
   metrics.counter('moesh_generation_tokens_total', 'Tokens generated.', () => counters.generatedTokens)
   metrics.histogram(
     'moesh_time_to_first_token_seconds',

@@ -4,9 +4,11 @@ import type { Dispatcher } from '../dispatch/transport.ts'
 import type { ModelSpec } from '../model/spec.ts'
 import { checkRequest } from './admission.ts'
 import { headRow, readLogprobs, type StepItem, type Wanted } from './head-rows.ts'
+import { KvBlocks } from './kv-blocks.ts'
 import type { Engine, EngineHandle, EngineRequest, EngineSink, FinishReason } from './request.ts'
 import type { RequestCounters } from './request-counters.ts'
-import { kvBlocks, planStep } from './scheduler.ts'
+import { looksBack } from './sampling.ts'
+import { kvBlocks, planStep, type StepPlan } from './scheduler.ts'
 import { newSequence, type Running, type Sequence, wantsTrace } from './sequence.ts'
 import type { StepCounters } from './step-counters.ts'
 import { resultWords } from './team/layout.ts'
@@ -14,6 +16,9 @@ import type { Team } from './team/team.ts'
 import { TraceRecorder } from './trace-recorder.ts'
 
 export type EngineLimits = Engine['limits'] & { kvTokensMax: number }
+
+/** What a candidate needs to go on from another's prompt: the rest of a block, and its next token. */
+const forkBlocksMax = 2
 
 export type EngineOptions = {
   spec: ModelSpec
@@ -44,6 +49,7 @@ class StepEngine implements Engine {
   #waiting: Sequence[] = []
   #running: Sequence[] = []
   readonly #freeSlots: number[]
+  readonly #kv: KvBlocks
   #arrivals = 0
   #wake: (() => void) | null = null
   #closed = false
@@ -57,6 +63,11 @@ class StepEngine implements Engine {
     this.#options = options
     this.limits = options.limits
     this.#freeSlots = Array.from({ length: options.limits.maxSequences }, (_, slot) => slot).reverse()
+    this.#kv = new KvBlocks(
+      options.limits.kvTokensMax,
+      options.team.buffers.blocks,
+      kvBlocks(options.limits.contextLength),
+    )
     this.#tokenRate.sinceMs = options.nowMs()
     this.#loop = this.#serve()
   }
@@ -69,6 +80,7 @@ class StepEngine implements Engine {
       sink,
       sequences: [],
       promptTokens: [],
+      cachedTokens: 0,
       submittedMs: nowMs,
       startedMs: null,
       firstTokenMs: null,
@@ -107,7 +119,7 @@ class StepEngine implements Engine {
       running: this.#running.length,
       queued: this.#waiting.length,
       tokensPerSecond: this.#tokensPerSecond(),
-      kvTokensUsed: this.#running.reduce((sum, { cached }) => sum + cached, 0),
+      kvTokensUsed: this.#kv.usedTokens,
       kvTokensMax: this.#options.limits.kvTokensMax,
     }
   }
@@ -163,17 +175,11 @@ class StepEngine implements Engine {
   }
 
   #schedule(): StepItem[] {
-    const { limits, team } = this.#options
-    const plan = planStep(this.#running, this.#waiting, {
-      rowsMax: limits.maxBatchTokens,
-      sequencesMax: limits.maxSequences,
-      blocksMax: kvBlocks(limits.kvTokensMax),
-    })
-    for (const sequence of plan.preempted) this.#preempt(sequence)
-    for (const sequence of plan.admitted) this.#admit(sequence)
+    const { team } = this.#options
     let row = 0
-    const items = plan.scheduled.map(({ sequence, count }): StepItem => {
+    const items = this.#plan().scheduled.map(({ sequence, count }): StepItem => {
       assert(sequence.slot !== null)
+      this.#kv.extend(sequence, sequence.cached + count)
       const item = { slot: sequence.slot, start: sequence.cached, count, row, sequence }
       for (let i = 0; i < count; i++) team.buffers.tokens[row + i] = sequence.tokens[sequence.cached + i] ?? 0
       row += count
@@ -183,30 +189,48 @@ class StepEngine implements Engine {
     return items
   }
 
+  #plan(): StepPlan<Sequence> {
+    const { limits } = this.#options
+    const most = { rowsMax: limits.maxBatchTokens, sequencesMax: limits.maxSequences }
+    for (;;) {
+      const plan = planStep(this.#running, this.#waiting, most, this.#kv)
+      for (const sequence of plan.preempted) this.#preempt(sequence)
+      for (const sequence of plan.admitted) this.#admit(sequence)
+      if (plan.scheduled.length > 0) return plan
+      assert(plan.preempted.length > 0)
+    }
+  }
+
   #admit(sequence: Sequence): void {
     this.#waiting = this.#waiting.filter((other) => other !== sequence)
     this.#running.push(sequence)
     sequence.state = 'running'
-    sequence.request.startedMs ??= this.#options.nowMs()
+    const running = sequence.request
+    const isFirst = running.startedMs === null
+    running.startedMs ??= this.#options.nowMs()
     this.#takeSlot(sequence)
+    this.#kv.begin(sequence)
+    this.#tellBegin(sequence)
+    if (isFirst) running.cachedTokens = Math.min(sequence.cached, running.request.promptIds.length)
   }
 
   #takeSlot(sequence: Sequence): void {
     const slot = this.#freeSlots.pop()
     assert(slot !== undefined)
     sequence.slot = slot
-    const { request } = sequence.request
-    this.#options.team.tell({
-      kind: 'begin',
-      slot,
-      candidate: sequence.candidate,
-      promptTokens: request.promptIds.length,
-      sampling: request.sampling,
-    })
+  }
+
+  /** Its tokens from `cached` on are fed to the team; of those before it tells where a draw looks back at them. */
+  #tellBegin({ slot, candidate, request: { request }, tokens, cached }: Sequence): void {
+    assert(slot !== null)
+    const { promptIds, sampling } = request
+    const known = looksBack(sampling) ? tokens.slice(0, cached) : []
+    this.#options.team.tell({ kind: 'begin', slot, candidate, promptTokens: promptIds.length, known, sampling })
   }
 
   #releaseSlot(sequence: Sequence): void {
     if (sequence.slot === null) return
+    this.#kv.release(sequence)
     this.#options.team.tell({ kind: 'free', slot: sequence.slot })
     this.#freeSlots.push(sequence.slot)
     sequence.slot = null
@@ -215,7 +239,6 @@ class StepEngine implements Engine {
   #preempt(sequence: Sequence): void {
     this.#running = this.#running.filter((other) => other !== sequence)
     this.#releaseSlot(sequence)
-    sequence.cached = 0
     sequence.state = 'waiting'
     this.#options.counters.preempted += 1
     this.#waiting.push(sequence)
@@ -245,7 +268,12 @@ class StepEngine implements Engine {
       steps.ranTeam()
     }
     this.#abort = null
-    for (const { sequence, count } of items) sequence.cached += count
+    for (const { sequence, start, count } of items) {
+      // One that was ended on the way has no blocks any more.
+      if (sequence.slot === null) continue
+      sequence.cached += count
+      this.#kv.publish(sequence, start)
+    }
     this.#forkCandidates(items)
     await this.#handOut(items, traces, early)
     steps.end(rows, items.length)
@@ -286,25 +314,20 @@ class StepEngine implements Engine {
       if (!promptIsRead || sequences.length === 1 || request.resumeFrom !== undefined) continue
       for (const other of sequences) {
         if (other.candidate === 0 || other.state !== 'waiting' || this.#waiting.includes(other)) continue
-        if (this.#freeSlots.length === 0 || sequence.slot === null || !this.#hasRoomFor(sequence)) {
+        if (this.#freeSlots.length === 0 || sequence.slot === null || this.#kv.free < forkBlocksMax) {
           // No room now: it reads the prompt by itself later.
           this.#waiting.push(other)
           continue
         }
         this.#takeSlot(other)
+        this.#tellBegin(other)
         assert(other.slot !== null)
-        this.#options.team.tell({ kind: 'copy', from: sequence.slot, slot: other.slot })
-        other.cached = sequence.cached
+        const block = this.#kv.fork(sequence, other)
+        this.#options.team.tell({ kind: 'fork', from: sequence.slot, slot: other.slot, block })
         other.state = 'running'
         this.#running.push(other)
       }
     }
-  }
-
-  /** For a copy of the sequence in the KV cache, beside what runs, with its next token. */
-  #hasRoomFor({ cached }: Sequence): boolean {
-    const taken = this.#running.reduce((sum, other) => sum + kvBlocks(other.cached + 1), 0)
-    return taken + kvBlocks(cached + 1) <= kvBlocks(this.#options.limits.kvTokensMax)
   }
 
   /**
@@ -427,7 +450,8 @@ class StepEngine implements Engine {
     const tokens = promptLogprobs !== null || promptExpertTrace ? running.promptTokens : null
     running.promptTokens = null
     this.#options.counters.promptTokens += running.request.promptIds.length
-    this.#outbox.push(() => running.sink.prompt(tokens))
+    this.#options.counters.cachedPromptTokens += running.cachedTokens
+    this.#outbox.push(() => running.sink.prompt(tokens, running.cachedTokens))
   }
 
   /** A request for no tokens ends when its prompt is read. */
@@ -456,7 +480,7 @@ class StepEngine implements Engine {
     const nowMs = this.#options.nowMs()
     const usage = {
       promptTokens: running.request.promptIds.length,
-      cachedTokens: 0,
+      cachedTokens: running.cachedTokens,
       outputTokens: running.outputTokens,
       queueMs: (running.startedMs ?? nowMs) - running.submittedMs,
       timeToFirstTokenMs: (running.firstTokenMs ?? nowMs) - running.submittedMs,

@@ -13,6 +13,7 @@ import { drawKernelBytes } from './draw-kernel.ts'
 import { createEngine } from './engine.ts'
 import type { Engine } from './request.ts'
 import { RequestCounters } from './request-counters.ts'
+import { kvBlocks } from './scheduler.ts'
 import { StepCounters } from './step-counters.ts'
 import { kernelBytes } from './team/attention-kernel.ts'
 import { phases, teamSize } from './team/layout.ts'
@@ -76,7 +77,15 @@ export async function startModelEngine(options: ModelEngineOptions): Promise<Mod
     avoidSaturation,
     cpus: placeThreads(size, options.cpus),
     shards,
-    limits: { threads, ranks, rowsMax: limits.maxBatchTokens, itemsMax: limits.maxSequences, headRowsMax, topMax },
+    limits: {
+      threads,
+      ranks,
+      rowsMax: limits.maxBatchTokens,
+      itemsMax: limits.maxSequences,
+      sequenceBlocks: kvBlocks(limits.contextLength),
+      headRowsMax,
+      topMax,
+    },
   })
   const nowMs = () => performance.now()
   const steps = new StepCounters(team.buffers, size, nowMs)

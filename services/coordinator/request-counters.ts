@@ -13,8 +13,10 @@ export class RequestCounters {
   refused = 0
   /** Sequences that gave up their place in the KV cache and were computed again. */
   preempted = 0
-  /** Of prompts that were read; what a preempted request reads again does not count. */
+  /** Of prompts; what a preempted request reads again does not count. */
   promptTokens = 0
+  /** Of these, found in the KV cache. */
+  cachedPromptTokens = 0
   generatedTokens = 0
   /** Seconds from a request's arrival here to its first token, and from a token to the next of the same candidate. */
   readonly timeToFirstToken = new Histogram(firstTokenBounds)

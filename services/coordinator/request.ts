@@ -9,6 +9,8 @@ export type EngineRequest = {
   output: OutputOptions
   /** Higher runs first. */
   priority: number
+  /** Keys and values of equal beginnings are shared only among requests with the same one. */
+  cacheSalt: string
   /** Tokens that each candidate has already, when a request is resumed: computed again, not drawn again. */
   resumeFrom?: readonly (readonly number[])[]
 }

@@ -20,6 +20,11 @@ export function addGenerated(history: TokenHistory, id: number): void {
   history.generated.set(id, (history.generated.get(id) ?? 0) + 1)
 }
 
+/** Whether draws depend on the tokens before. */
+export function looksBack({ repetitionPenalty, frequencyPenalty, presencePenalty }: SamplingOptions): boolean {
+  return repetitionPenalty !== 1 || frequencyPenalty !== 0 || presencePenalty !== 0
+}
+
 /** Draws one token at a time; keeps its scratch, so one per thread. */
 export type Sampler = {
   /**
@@ -92,12 +97,7 @@ type Scratch = {
 }
 
 function hasAdjustments(options: SamplingOptions): boolean {
-  return (
-    options.repetitionPenalty !== 1 ||
-    options.frequencyPenalty !== 0 ||
-    options.presencePenalty !== 0 ||
-    options.logitBias.size > 0
-  )
+  return looksBack(options) || options.logitBias.size > 0
 }
 
 /** Touches only the tokens that were seen or have a bias. */

@@ -15,7 +15,7 @@ export type Schedulable = {
   arrival: number
   /** Tokens whose keys and values are cached. */
   cached: number
-  /** Tokens known but not cached yet: 1 while decoding, more while the prompt is read. */
+  /** Tokens known but not cached yet: 1 while decoding, more while the prompt is read; all of them while it waits. */
   pending: number
 }
 
@@ -23,14 +23,27 @@ export type StepLimits = {
   /** Rows of a step. */
   rowsMax: number
   sequencesMax: number
-  /** Blocks of the KV cache. */
-  blocksMax: number
+}
+
+/** The KV cache, in blocks. */
+export type KvView<S> = {
+  /** Blocks that nobody uses. */
+  readonly free: number
+  /** Of a running sequence. */
+  held(sequence: S): number
+  /** Of these, blocks that are free when it gives its place up: nobody else uses them. */
+  own(sequence: S): number
+  /** What a waiting sequence finds of its tokens, in how many blocks, and how many of these nobody uses now. */
+  found(sequence: S): { tokens: number; blocks: number; unused: number }
 }
 
 export type StepPlan<S> = {
   /** In the order of the step's rows. */
   scheduled: { sequence: S; count: number }[]
-  /** Running sequences that lose their cache and wait again. */
+  /**
+   * Running sequences that lose their cache and wait again. Blocks that only they shared are free after that, which the
+   * plan does not know: if it schedules nobody, plan again.
+   */
   preempted: S[]
   /** Waiting sequences that begin to run; they are among the scheduled. */
   admitted: S[]
@@ -46,26 +59,27 @@ export function planStep<S extends Schedulable>(
   running: readonly S[],
   waiting: readonly S[],
   limits: StepLimits,
+  kv: KvView<S>,
 ): StepPlan<S> {
   const order = inOrder(running)
   const active = new Set(order)
   const scheduled = new Map<S, number>()
   const preempted: S[] = []
   let rows = limits.rowsMax
-  let used = order.reduce((sum, { cached }) => sum + kvBlocks(cached), 0)
+  let { free } = kv
 
   /** Takes the KV blocks for `count` more tokens, from those last in order if need be. */
   const reserve = (sequence: S, count: number): boolean => {
-    const need = kvBlocks(sequence.cached + count) - kvBlocks(sequence.cached)
-    while (used + need > limits.blocksMax) {
+    const need = kvBlocks(sequence.cached + count) - kv.held(sequence)
+    while (need > free) {
       const victim = order.findLast((other) => active.has(other) && !scheduled.has(other))
       if (victim === undefined) return false
       active.delete(victim)
       preempted.push(victim)
-      used -= kvBlocks(victim.cached)
+      free += kv.own(victim)
       if (victim === sequence) return false
     }
-    used += need
+    free -= need
     return true
   }
 
@@ -85,10 +99,11 @@ export function planStep<S extends Schedulable>(
     for (const sequence of inOrder(waiting)) {
       if (rows === 0 || active.size >= limits.sequencesMax) break
       // All of its prompt must fit, or it would soon be preempted; a first one always may, alone.
-      const fits = used + kvBlocks(sequence.pending + 1) <= limits.blocksMax
-      if (!fits && active.size > 0) break
-      const count = Math.min(sequence.pending, rows)
-      used += kvBlocks(sequence.pending + 1)
+      const found = kv.found(sequence)
+      const need = kvBlocks(sequence.pending + 1) - found.blocks + found.unused
+      if (need > free && active.size > 0) break
+      const count = Math.min(sequence.pending - found.tokens, rows)
+      free -= need
       active.add(sequence)
       admitted.push(sequence)
       scheduled.set(sequence, count)

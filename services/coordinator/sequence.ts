@@ -8,7 +8,11 @@ export type Sequence = {
   arrival: number
   /** Prompt, then output. */
   tokens: number[]
+  /** Of them, those whose keys and values are in the KV cache. */
   cached: number
+  /** Blocks of the KV cache in the order of its tokens, and names of full ones: see `KvBlocks`. */
+  blocks: number[]
+  names: string[]
   /** When its last token was drawn; null before the first one. */
   lastTokenMs: number | null
   /** null while it waits. */
@@ -23,6 +27,8 @@ export type Running = {
   sequences: Sequence[]
   /** Gathered while the prompt is read, where they were asked for; null once they are sent. */
   promptTokens: TokenOutput[] | null
+  /** Of the prompt, found in the KV cache. */
+  cachedTokens: number
   submittedMs: number
   startedMs: number | null
   firstTokenMs: number | null
@@ -39,6 +45,8 @@ export function newSequence(request: Running, candidate: number, tokens: number[
     arrival,
     tokens,
     cached: 0,
+    blocks: [],
+    names: [],
     lastTokenMs: null,
     slot: null,
     state: 'waiting',

@@ -45,18 +45,22 @@ function specOf(shape: Shape): AttentionSpec {
   }
 }
 
+const slots = 3
+const tableWidth = 32
+/** Blocks of each slot, in no order. */
+const tables = Int32Array.from({ length: slots * tableWidth }, (_, place) => (place * 7) % (slots * tableWidth))
+
 /** Attention of all heads on one thread, and the projections of a sequence of `tokens`. */
 function setUp(shape: Shape, tokens: number, seed: number) {
   const spec = specOf(shape)
   const kernel = new AttentionKernel()
   const cache = new KvCache(kernel, [{ heads: spec.kvHeads, headDim: spec.headDim }])
   // What blocks held before must not show.
-  const poisoned = cache.reserve(99, 0, 12 * kvBlockTokens)
-  for (const block of poisoned) {
-    kernel.floats.fill(Number.NaN, block / 4, block / 4 + 2 * spec.kvHeads * kvBlockTokens * spec.headDim)
+  for (let block = 0; block < slots * tableWidth; block++) {
+    const at = cache.at(block, 0) / 4
+    kernel.floats.fill(Number.NaN, at, at + 2 * spec.kvHeads * kvBlockTokens * spec.headDim)
   }
-  cache.free(99)
-  const attention = new Attention(kernel, cache)
+  const attention = new Attention(kernel, cache, tableWidth)
   const norm = (heads: number, from: number) =>
     spec.qkNorm === 'none' ? null : randomFloats(spec.qkNorm === 'full' ? heads * spec.headDim : spec.headDim, 1, from)
   const weights = { qNorm: norm(spec.heads, seed + 1), kNorm: norm(spec.kvHeads, seed + 2), normEps: 1e-5 }
@@ -79,7 +83,7 @@ function step({ spec, attention, part, width, qkv }: ReturnType<typeof setUp>, i
   attention.load(part, fed, 0, first)
   attention.load(part, fed.subarray(first * width), first, rows - first)
   if (spec.qkNorm === 'full') attention.sumSquares(part, rows, squares)
-  attention.run(part, 0, items, squares, out)
+  attention.run(part, 0, items, tables, squares, out)
   return out
 }
 
@@ -170,20 +174,25 @@ test("a row's bits depend neither on chunks nor on other sequences, nor on what 
   )
 })
 
-test('blocks of sequences that ended are used again, and a copy is one of its own', () => {
+test("a block's pieces lie apart, stay where they are, and are copied together", () => {
   const kernel = new AttentionKernel()
-  const cache = new KvCache(kernel, [{ heads: 2, headDim: 8 }])
-  const first = [...cache.reserve(0, 0, 2 * kvBlockTokens + 1)]
-  expect(first).toHaveLength(3)
-  const [block = 0] = first
-  kernel.floats[block / 4] = 7
-  cache.copy(0, 1)
-  const copied = [...cache.reserve(1, 0, 1)]
-  expect(copied).toHaveLength(3)
-  expect(copied.some((other) => first.includes(other))).toBe(false)
-  expect(kernel.floats[(copied[0] ?? 0) / 4]).toBe(7)
-  cache.free(0)
-  expect([...cache.reserve(2, 0, 3 * kvBlockTokens)].sort()).toEqual(first.sort())
+  const cache = new KvCache(kernel, [
+    { heads: 2, headDim: 8 },
+    { heads: 0, headDim: 8 },
+    { heads: 1, headDim: 4 },
+  ])
+  const floats = [2 * 2 * kvBlockTokens * 8, 0, 2 * kvBlockTokens * 4]
+  const pieces = [5, 0, 3].flatMap((block) => floats.map((count, layer) => ({ at: cache.at(block, layer) / 4, count })))
+  for (const [index, { at, count }] of pieces.entries()) kernel.floats.fill(index + 1, at, at + count)
+  cache.copy(5, 7)
+  for (const [index, { at, count }] of pieces.entries()) {
+    expect(kernel.floats.subarray(at, at + count).every((value) => value === index + 1)).toBe(true)
+  }
+  for (const [layer, count] of floats.entries()) {
+    const at = cache.at(7, layer) / 4
+    expect(at).not.toBe(cache.at(5, layer) / 4)
+    expect(kernel.floats.subarray(at, at + count).every((value) => value === layer + 1)).toBe(true)
+  }
 })
 
 test('where memory cannot grow, what was there stays, and a later try begins anew', () => {

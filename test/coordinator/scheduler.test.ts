@@ -1,6 +1,6 @@
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
-import { planStep, type Schedulable } from '../../services/coordinator/scheduler.ts'
+import { type KvView, planStep, type Schedulable } from '../../services/coordinator/scheduler.ts'
 import { kvBlockTokens } from '../../services/coordinator/team/kv-cache.ts'
 
 const blocks = (tokens: number) => Math.ceil(tokens / kvBlockTokens)
@@ -16,27 +16,51 @@ const running = fc.record({
   cached: fc.nat(400),
   pending: fc.oneof(fc.constant(1), fc.integer({ min: 1, max: 300 })),
 })
-const waiting = running.map((sequence): Schedulable => ({ ...sequence, cached: 0 }))
+type Waiting = Schedulable & { found: { blocks: number; unused: number } }
+const waiting = fc.tuple(running, fc.nat(5), fc.nat(5)).map(([sequence, found, used]): Waiting => {
+  const blocks = Math.min(found, Math.floor((sequence.pending - 1) / kvBlockTokens))
+  return { ...sequence, cached: 0, found: { blocks, unused: Math.max(0, blocks - used) } }
+})
+
+/** A cache in which running sequences share nothing. */
+function cacheOf(run: readonly Schedulable[], blocksMax: number): KvView<Schedulable | Waiting> {
+  const held = ({ cached }: Schedulable) => blocks(cached)
+  return {
+    free: blocksMax - run.reduce((sum, sequence) => sum + held(sequence), 0),
+    held,
+    own: held,
+    found: (sequence) => {
+      const found = 'found' in sequence ? sequence.found : { blocks: 0, unused: 0 }
+      return { ...found, tokens: found.blocks * kvBlockTokens }
+    },
+  }
+}
 
 /** Running sequences as they can be: no more than the limits, and within the cache. */
 const situations = fc
   .tuple(limits, fc.array(running, { maxLength: 8 }), fc.array(waiting, { maxLength: 8 }))
   .map(([limit, run, wait]) => {
-    const kept: Schedulable[] = []
+    const kept: (Schedulable | Waiting)[] = []
     let used = 0
     for (const sequence of run.slice(0, limit.sequencesMax)) {
       if (used + blocks(sequence.cached) > limit.blocksMax) continue
       used += blocks(sequence.cached)
       kept.push(sequence)
     }
-    return { limit, run: kept, wait }
+    const free = limit.blocksMax - used
+    // What is found is there: used by those that run, or unused and free.
+    const found = wait.map((sequence): Waiting => {
+      const unused = Math.min(sequence.found.unused, free)
+      return { ...sequence, found: { blocks: Math.min(sequence.found.blocks, used + unused), unused } }
+    })
+    return { limit, run: kept, wait: found, kv: cacheOf(kept, limit.blocksMax) }
   })
 
 describe('a step plan', () => {
   test('stays within rows, sequences and KV blocks, and gives nobody more than it needs', () => {
     fc.assert(
-      fc.property(situations, ({ limit, run, wait }) => {
-        const plan = planStep(run, wait, limit)
+      fc.property(situations, ({ limit, run, wait, kv }) => {
+        const plan = planStep(run, wait, limit, kv)
         const rows = plan.scheduled.reduce((sum, { count }) => sum + count, 0)
         expect(rows).toBeLessThanOrEqual(limit.rowsMax)
         for (const { sequence, count } of plan.scheduled) {
@@ -46,7 +70,12 @@ describe('a step plan', () => {
         const stays = [...run.filter((sequence) => !plan.preempted.includes(sequence)), ...plan.admitted]
         if (plan.admitted.length > 0) expect(stays.length).toBeLessThanOrEqual(limit.sequencesMax)
         const counts = new Map(plan.scheduled.map(({ sequence, count }) => [sequence, count]))
-        const used = stays.reduce((sum, sequence) => sum + blocks(sequence.cached + (counts.get(sequence) ?? 0)), 0)
+        // What is found and used by others takes no room.
+        const used = stays.reduce((sum, sequence) => {
+          const found = kv.found(sequence)
+          const tokens = sequence.cached + found.tokens + (counts.get(sequence) ?? 0)
+          return sum + blocks(tokens) - found.blocks + found.unused
+        }, 0)
         // A sequence that is alone may begin whatever it needs; the engine's limits let any single one fit.
         if (stays.length > 1) expect(used).toBeLessThanOrEqual(limit.blocksMax)
       }),
@@ -56,10 +85,10 @@ describe('a step plan', () => {
 
   test('always lets somebody work while anybody has something to do', () => {
     fc.assert(
-      fc.property(situations, ({ limit, run, wait }) => {
+      fc.property(situations, ({ limit, run, wait, kv }) => {
         const fits = run.every(({ cached, pending }) => blocks(cached + pending) <= limit.blocksMax)
         fc.pre(fits && run.length + wait.length > 0)
-        expect(planStep(run, wait, limit).scheduled.length).toBeGreaterThan(0)
+        expect(planStep(run, wait, limit, kv).scheduled.length).toBeGreaterThan(0)
       }),
       { seed: 6, numRuns: 500 },
     )
@@ -69,7 +98,8 @@ describe('a step plan', () => {
     const early: Schedulable = { priority: 0, arrival: 1, cached: 2 * kvBlockTokens, pending: 1 }
     const late: Schedulable = { priority: 0, arrival: 2, cached: 2 * kvBlockTokens, pending: 1 }
     const low: Schedulable = { priority: -1, arrival: 0, cached: 2 * kvBlockTokens, pending: 300 }
-    const plan = planStep([low, late, early], [], { rowsMax: 10, sequencesMax: 8, blocksMax: 6 })
+    const run = [low, late, early]
+    const plan = planStep(run, [], { rowsMax: 10, sequencesMax: 8 }, cacheOf(run, 6))
     expect(plan.preempted).toEqual([low])
     expect(plan.scheduled).toEqual([
       { sequence: early, count: 1 },
@@ -79,7 +109,23 @@ describe('a step plan', () => {
 
   test('cuts a long prompt into chunks that fill the step', () => {
     const prompt: Schedulable = { priority: 0, arrival: 1, cached: 0, pending: 1000 }
-    const plan = planStep([], [prompt], { rowsMax: 128, sequencesMax: 4, blocksMax: 32 })
+    const plan = planStep([], [prompt], { rowsMax: 128, sequencesMax: 4 }, cacheOf([], 32))
     expect(plan.scheduled).toEqual([{ sequence: prompt, count: 128 }])
+  })
+
+  test('leaves out what is in the cache, and counts what others use of it once', () => {
+    const alike = (arrival: number): Waiting => ({
+      ...{ priority: 0, arrival, cached: 0, pending: 2 * kvBlockTokens + 5 },
+      found: { blocks: 2, unused: 0 },
+    })
+    const first: Schedulable = { priority: 0, arrival: 0, cached: 2 * kvBlockTokens + 5, pending: 1 }
+    const plan = planStep(
+      [first],
+      [alike(1), alike(2), alike(3)],
+      { rowsMax: 64, sequencesMax: 8 },
+      cacheOf([first], 5),
+    )
+    expect(plan.scheduled.map(({ count }) => count)).toEqual([1, 5, 5])
+    expect(plan.preempted).toEqual([])
   })
 })

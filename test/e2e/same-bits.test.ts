@@ -143,6 +143,39 @@ describe.each(models.filter(({ name }) => /blocks|dense layers/.test(name)))('$n
   })
 })
 
+const chatIds = Array.from({ length: 75 }, (_, i) => 5 + ((i * 31) % 240))
+const chatTurns = {
+  first: {
+    promptIds: chatIds,
+    sampling: { maxTokens: 30, temperature: 0.8, seed: 3n, repetitionPenalty: 1.2, frequencyPenalty: 0.3 },
+    output: { logprobs: 2 },
+  },
+  other: {
+    promptIds: [...chatIds.slice(0, 70), 9, 8, 7],
+    candidates: 3,
+    sampling: { maxTokens: 10, temperature: 1, seed: 4n, presencePenalty: 0.5 },
+  },
+} satisfies Record<string, TestRequest>
+
+describe.each(models.filter(({ name }) => /tales|window|dense layers/.test(name)))('$name', ({ directory }) => {
+  if (directory === null) return
+  test.each(weightFormats)('%s: what is found in the KV cache', async (format) => {
+    const alone = async (request: TestRequest) => (await run(directory, format, { why: 'alone' }, [request]))[0]
+    const { first, other } = chatTurns
+    const answer = (await alone(first))?.tokens[0]?.map(({ id }) => id) ?? []
+    const next = { ...first, promptIds: [...first.promptIds, ...answer, 11, 12, 13] }
+    const turns = [first, other, next, first]
+    const expected: (Result | undefined)[] = []
+    for (const turn of turns) expected.push(await alone(turn))
+
+    const together = await run(directory, format, { why: 'one after the other', threads: 2 }, turns)
+    expect(together.map(bits)).toEqual(expected.map((result) => result && bits(result)))
+    expect(together.map(({ usage }) => usage.cachedTokens)).toEqual([0, 64, 96, 64])
+    const crowded = await run(directory, format, { why: 'in a small cache', neighbours: 7, kvTokens: 320 }, turns)
+    expect(crowded.map(bits)).toEqual(expected.map((result) => result && bits(result)))
+  })
+})
+
 async function run(directory: string, format: WeightFormat, variation: Variation, all = requests): Promise<Result[]> {
   const model = await runModel(await pack(directory, format), { ...single, ...variation })
   try {

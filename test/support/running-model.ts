@@ -127,6 +127,7 @@ export async function runModel(pack: PackReader, topology: Topology): Promise<Ru
             promptIds: request.promptIds,
             candidates,
             priority: 0,
+            cacheSalt: '',
             sampling: { ...greedy, ...request.sampling },
             output: { ...quiet, ...request.output },
           },

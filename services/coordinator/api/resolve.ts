@@ -45,6 +45,7 @@ export function resolveRequest(
         promptExpertTrace: output?.prompt_expert_trace ?? false,
       },
       priority: message.priority,
+      cacheSalt: message.cache_salt,
     },
     model: model.manifest.name,
     fingerprint: model.fingerprint,

@@ -12,6 +12,7 @@ const storedRequest = z.object({
     promptIds: ids.min(1),
     candidates: z.int().positive(),
     priority: z.int(),
+    cacheSalt: z.string().default(''),
     sampling: z.object({
       temperature: z.number().nonnegative(),
       topK: z.int().nonnegative(),

@@ -47,6 +47,7 @@ export function projectionWidth({ spec, kvHeads }: Pick<AttentionPart, 'spec' | 
 export class Attention {
   readonly #kernel: AttentionKernel
   readonly #cache: KvCache
+  readonly #tableWidth: number
   readonly #ropes = new Map<string, RopeTable>()
   // In the kernel's memory: the projection [rows][projectionWidth], queries [heads][rows][headDim], outputs [tokens]
   // [heads][headDim], what each row sees, where blocks lie, scores.
@@ -58,9 +59,11 @@ export class Attention {
   readonly #blocks = emptySpan()
   readonly #scratch = emptySpan()
 
-  constructor(kernel: AttentionKernel, cache: KvCache) {
+  /** `tableWidth`: most blocks of a sequence. */
+  constructor(kernel: AttentionKernel, cache: KvCache, tableWidth: number) {
     this.#kernel = kernel
     this.#cache = cache
+    this.#tableWidth = tableWidth
   }
 
   /** Layers with equal rotations share a table. */
@@ -111,29 +114,29 @@ export class Attention {
   /**
    * Norms, clips and turns the queries and keys of what was loaded, appends keys and values to the cache and writes the
    * attention of the thread's heads into `out` [rows, heads * headDim].
-   * `squares` [rows, heads + kvHeads]: sums of squares per head, complete for all heads, where the norm is `full`.
+   * `tables` [slots, most blocks of a sequence]: the numbers of each sequence's blocks. `squares` [rows, heads + kvHeads]: sums of squares per head, complete for all heads, where the norm is `full`.
    */
-  run(part: AttentionPart, layer: number, items: readonly Item[], squares: Float64Array, out: Float32Array): void {
+  run(
+    part: AttentionPart,
+    layer: number,
+    items: readonly Item[],
+    tables: Int32Array,
+    squares: Float64Array,
+    out: Float32Array,
+  ): void {
     if (isEmpty(part.kvHeads)) return
     for (const { slot, start, count, row } of items) {
-      const blocks = this.#cache.reserve(slot, layer, start + count)
+      this.#findBlocks(layer, tables, slot, start + count)
       part.rope.reserve(start + count)
-      this.#append(part, blocks, squares, row, start, count)
+      this.#append(part, squares, row, start, count)
       for (let done = 0; done < count; done += tileRows) {
-        this.#tile(part, blocks, squares, row + done, start + done, Math.min(tileRows, count - done), out)
+        this.#tile(part, squares, row + done, start + done, Math.min(tileRows, count - done), out)
       }
     }
   }
 
   /** Keys and values of `count` positions into their blocks. */
-  #append(
-    part: AttentionPart,
-    blocks: readonly number[],
-    squares: Float64Array,
-    row: number,
-    start: number,
-    count: number,
-  ): void {
+  #append(part: AttentionPart, squares: Float64Array, row: number, start: number, count: number): void {
     const { spec, kvHeads, kNorm, normEps, rope } = part
     const { headDim } = spec
     const heads = kvHeads.to - kvHeads.from
@@ -143,7 +146,8 @@ export class Attention {
     const stride = kvBlockTokens * headDim * 4
     for (let i = 0; i < count; i++) {
       const position = start + i
-      const to = (blocks[Math.floor(position / kvBlockTokens)] ?? 0) + (position % kvBlockTokens) * headDim * 4
+      const block = this.#blocks.at / 4 + Math.floor(position / kvBlockTokens)
+      const to = (this.#kernel.ints[block] ?? 0) + (position % kvBlockTokens) * headDim * 4
       const keys = this.#qkv.at + ((row + i) * width + (spec.heads / spec.kvHeads) * heads * headDim) * 4
       const values = keys + heads * headDim * 4
       const inverse = fullInverse(part, 'key', squares, row + i)
@@ -156,7 +160,6 @@ export class Attention {
 
   #tile(
     part: AttentionPart,
-    blocks: readonly number[],
     squares: Float64Array,
     row: number,
     start: number,
@@ -175,7 +178,6 @@ export class Attention {
     const q = kernel.reserve(this.#q, heads * rows * rowBytes)
     const y = kernel.reserve(this.#out, heads * rows * rowBytes)
     this.#setVisible(spec.window, group, start, count)
-    const table = this.#setBlocks(blocks, start + count)
     const capacity = Math.ceil((start + count) / kvBlockTokens) * kvBlockTokens
     const scratch = kernel.reserve(this.#scratch, scratchHeader + scoredRows * capacity * 4)
     const limit = spec.clip ?? Number.POSITIVE_INFINITY
@@ -191,7 +193,7 @@ export class Attention {
       }
     }
     const startedMs = performance.now()
-    code.attend(q, y, rows, group, this.#firsts.at, this.#ends.at, table, heads, headDim, spec.scale, scratch)
+    code.attend(q, y, rows, group, this.#firsts.at, this.#ends.at, this.#blocks.at, heads, headDim, spec.scale, scratch)
     addKernelMs(performance.now() - startedMs)
     const ownWidth = heads * group * headDim
     for (let i = 0; i < count; i++) {
@@ -214,12 +216,16 @@ export class Attention {
     }
   }
 
-  #setBlocks(blocks: readonly number[], tokens: number): number {
+  /** Where the layer's pieces of a sequence's first `tokens` lie. */
+  #findBlocks(layer: number, tables: Int32Array, slot: number, tokens: number): void {
     const count = Math.ceil(tokens / kvBlockTokens)
-    const at = this.#kernel.reserve(this.#blocks, count * 4)
-    const { ints } = this.#kernel
-    for (let index = 0; index < count; index++) ints[at / 4 + index] = blocks[index] ?? 0
-    return at
+    const from = slot * this.#tableWidth
+    const at = this.#kernel.reserve(this.#blocks, count * 4) / 4
+    for (let index = 0; index < count; index++) {
+      // First: it may move the memory that it is written to.
+      const address = this.#cache.at(tables[from + index] ?? 0, layer)
+      this.#kernel.ints[at + index] = address
+    }
   }
 
   /** The weights of heads from … to-1 in the kernel's memory. */

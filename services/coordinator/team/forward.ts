@@ -27,6 +27,8 @@ const projectedRowsMax = 256
 export type ForwardSetup = ShareSetup & {
   embedding: EmbeddingSource
   buffers: StepBuffers
+  /** KV blocks of the longest sequence. */
+  sequenceBlocks: number
   barrier: Barrier
   /** Null where experts are computed elsewhere. */
   experts: OwnExperts | null
@@ -58,7 +60,7 @@ export class Forward {
         headDim: attention.headDim,
       })),
     )
-    this.#attention = new Attention(kernel, this.cache)
+    this.#attention = new Attention(kernel, this.cache, setup.sequenceBlocks)
     this.#embedding = new Embedding(setup.embedding, spec.hidden)
     if (setup.thread === 0) this.#embedding.warm(spec.vocabulary)
     this.#layers = spec.layers.map((layer, index) =>
@@ -139,7 +141,7 @@ export class Forward {
       if (part.qkv !== null) this.#attention.sumSquares(attention, rows, buffers.squares)
       this.#meet()
     }
-    this.#attention.run(attention, layer, items, buffers.squares, buffers.attention)
+    this.#attention.run(attention, layer, items, buffers.blocks, buffers.squares, buffers.attention)
     this.#lap('attention')
     this.#meet()
     const queries = attention.spec.heads * attention.spec.headDim

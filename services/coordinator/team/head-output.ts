@@ -1,6 +1,6 @@
 import { createLogprobs, type Logprobs } from '../logprobs.ts'
 import type { SamplingOptions } from '../request.ts'
-import { createSampler, type Sampler, type TokenHistory } from '../sampling.ts'
+import { addGenerated, createSampler, looksBack, type Sampler, type TokenHistory } from '../sampling.ts'
 import type { Item } from './attention.ts'
 import { drawToken, headWords, noLogprobs, resultWords, type StepBuffers } from './layout.ts'
 
@@ -13,6 +13,11 @@ type Drawing = {
 }
 
 const emptyHistory: TokenHistory = { prompt: new Set(), generated: new Map() }
+
+function remember({ promptTokens, history }: Drawing, position: number, id: number): void {
+  if (position < promptTokens) history?.prompt.add(id)
+  else if (history) addGenerated(history, id)
+}
 
 /** From a row of logits to a token and its log-probabilities, for the rows that fall to one thread. */
 export class HeadOutput {
@@ -31,11 +36,17 @@ export class HeadOutput {
     this.#logprobs = createLogprobs(vocabulary)
   }
 
-  begin(slot: number, candidate: number, promptTokens: number, sampling: SamplingOptions): void {
-    const { repetitionPenalty, frequencyPenalty, presencePenalty } = sampling
-    const looksBack = repetitionPenalty !== 1 || frequencyPenalty !== 0 || presencePenalty !== 0
-    const history = looksBack ? { prompt: new Set<number>(), generated: new Map<number, number>() } : null
-    this.#slots.set(slot, { candidate, promptTokens, sampling, history })
+  begin(
+    slot: number,
+    candidate: number,
+    promptTokens: number,
+    known: readonly number[],
+    sampling: SamplingOptions,
+  ): void {
+    const history = looksBack(sampling) ? { prompt: new Set<number>(), generated: new Map<number, number>() } : null
+    const drawing = { candidate, promptTokens, sampling, history }
+    this.#slots.set(slot, drawing)
+    for (const [position, id] of known.entries()) remember(drawing, position, id)
   }
 
   /** A candidate begins where another one's prompt ends. */
@@ -54,12 +65,7 @@ export class HeadOutput {
     for (const { slot, start, count, row } of items) {
       const drawing = this.#slots.get(slot)
       if (!drawing?.history) continue
-      const { prompt, generated } = drawing.history
-      for (let i = 0; i < count; i++) {
-        const id = this.#buffers.tokens[row + i] ?? 0
-        if (start + i < drawing.promptTokens) prompt.add(id)
-        else generated.set(id, (generated.get(id) ?? 0) + 1)
-      }
+      for (let i = 0; i < count; i++) remember(drawing, start + i, this.#buffers.tokens[row + i] ?? 0)
     }
   }
 

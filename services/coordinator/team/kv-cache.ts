@@ -1,4 +1,3 @@
-import assert from 'node:assert/strict'
 import type { AttentionKernel } from './attention-kernel.ts'
 
 /** Tokens whose keys and values lie together; what a sequence gets at a time. */
@@ -11,72 +10,47 @@ export type CachedLayer = {
 }
 
 /**
- * The keys and values of one thread's KV heads, in blocks (PagedAttention: Kwon et al., 2023): a sequence that grows
- * copies nothing, and blocks of those that ended are used again. A block of a layer is
- * [heads][kvBlockTokens][headDim] keys, then as many values, f32.
+ * The keys and values of one thread's KV heads, in blocks (PagedAttention: Kwon et al., 2023), which every thread knows
+ * by the same numbers: whose they are is decided elsewhere (`KvBlocks`). A block is one piece for each layer,
+ * [heads][kvBlockTokens][headDim] keys, then as many values, f32; it gets its memory when it is used first.
  */
 export class KvCache {
   readonly #kernel: AttentionKernel
-  readonly #layers: readonly CachedLayer[]
-  /** slot → layer → addresses of its blocks. */
-  readonly #slots = new Map<number, number[][]>()
-  /** Bytes of a block → addresses of free ones. */
-  readonly #free = new Map<number, number[]>()
+  /** Bytes from a block's begin to a layer's piece; last, to its end. */
+  readonly #offsets: readonly number[]
+  /** By block; 0: none yet. */
+  readonly #addresses: number[] = []
 
   constructor(kernel: AttentionKernel, layers: readonly CachedLayer[]) {
     this.#kernel = kernel
-    this.#layers = layers
-  }
-
-  /** The blocks of a sequence in a layer, with room for at least `tokens`. */
-  reserve(slot: number, layer: number, tokens: number): readonly number[] {
-    let layers = this.#slots.get(slot)
-    if (layers === undefined) {
-      layers = this.#layers.map(() => [])
-      this.#slots.set(slot, layers)
+    const offsets = [0]
+    for (const { heads, headDim } of layers) {
+      offsets.push((offsets.at(-1) ?? 0) + 2 * heads * kvBlockTokens * headDim * 4)
     }
-    const blocks = layers[layer]
-    assert(blocks !== undefined)
-    while (blocks.length * kvBlockTokens < tokens) blocks.push(this.#take(this.#blockBytes(layer)))
-    return blocks
+    this.#offsets = offsets
   }
 
-  /** `to` gets a copy of what `from` has: candidates of one prompt. */
+  /** Where a layer's piece of a block lies. */
+  at(block: number, layer: number): number {
+    return this.#begin(block) + (this.#offsets[layer] ?? 0)
+  }
+
   copy(from: number, to: number): void {
-    this.free(to)
-    const layers = this.#slots.get(from)
-    if (layers === undefined) return
-    const copies = layers.map((): number[] => [])
-    // Whatever happens on the way, `free` finds what was taken.
-    this.#slots.set(to, copies)
-    for (const [layer, blocks] of layers.entries()) {
-      const bytes = this.#blockBytes(layer)
-      for (const block of blocks) {
-        const copy = this.#take(bytes)
-        copies[layer]?.push(copy)
-        this.#kernel.floats.copyWithin(copy / 4, block / 4, (block + bytes) / 4)
-      }
-    }
+    const source = this.#begin(from) / 4
+    const target = this.#begin(to) / 4
+    this.#kernel.floats.copyWithin(target, source, source + this.#bytes / 4)
   }
 
-  free(slot: number): void {
-    const layers = this.#slots.get(slot) ?? []
-    for (const [layer, blocks] of layers.entries()) {
-      const bytes = this.#blockBytes(layer)
-      const free = this.#free.get(bytes) ?? []
-      free.push(...blocks)
-      this.#free.set(bytes, free)
-    }
-    this.#slots.delete(slot)
+  get #bytes(): number {
+    return this.#offsets.at(-1) ?? 0
   }
 
-  #blockBytes(layer: number): number {
-    const shape = this.#layers[layer]
-    assert(shape !== undefined)
-    return 2 * shape.heads * kvBlockTokens * shape.headDim * 4
-  }
-
-  #take(bytes: number): number {
-    return this.#free.get(bytes)?.pop() ?? this.#kernel.allocate(bytes)
+  #begin(block: number): number {
+    while (this.#addresses.length <= block) this.#addresses.push(0)
+    const known = this.#addresses[block] ?? 0
+    if (known > 0) return known
+    const address = this.#kernel.allocate(this.#bytes)
+    this.#addresses[block] = address
+    return address
   }
 }

@@ -17,6 +17,8 @@ export type StepBuffers = {
   control: Int32Array<SharedArrayBuffer>
   /** The step: one entry of `itemWords` per sequence. */
   items: Int32Array<SharedArrayBuffer>
+  /** [slots, blocks of the longest sequence]: where each sequence's keys and values lie, by the number of the block. */
+  blocks: Int32Array<SharedArrayBuffer>
   /** [R] token ids. */
   tokens: Int32Array<SharedArrayBuffer>
   /** [R + 1, H] the residual stream. The row behind the last pads odd counts. */
@@ -111,7 +113,10 @@ export type TeamLimits = {
   ranks: number
   /** R. */
   rowsMax: number
+  /** Slots, and items of a step. */
   itemsMax: number
+  /** KV blocks of the longest sequence. */
+  sequenceBlocks: number
   /** S. */
   headRowsMax: number
   /** Most alternatives per token. */
@@ -139,6 +144,7 @@ export function createStepBuffers(spec: ModelSpec, format: WeightFormat, limits:
   return {
     control: ints(controlWords.size),
     items: ints(limits.itemsMax * itemWords.size),
+    blocks: ints(limits.itemsMax * limits.sequenceBlocks),
     tokens: ints(rowsMax),
     x: floats((rowsMax + 1) * spec.hidden),
     attention: floats((rowsMax + 1) * queries),

@@ -24,10 +24,20 @@ export type ThreadSetup = {
 }
 
 export type ToThread =
-  /** A sequence begins: how its tokens are drawn, and how many of its tokens are prompt. */
-  | { kind: 'begin'; slot: number; candidate: number; promptTokens: number; sampling: SamplingOptions }
-  /** `slot` continues with a copy of what `from` has cached: candidates of one prompt. */
-  | { kind: 'copy'; from: number; slot: number }
+  /**
+   * A sequence begins: how its tokens are drawn, and how many of its tokens are prompt. `known`: its first tokens, where
+   * draws look back at them, and no step will feed them.
+   */
+  | {
+      kind: 'begin'
+      slot: number
+      candidate: number
+      promptTokens: number
+      known: readonly number[]
+      sampling: SamplingOptions
+    }
+  /** `slot` goes on from where `from` is, with a copy of a block that it can't share: candidates of one prompt. */
+  | { kind: 'fork'; from: number; slot: number; block: { from: number; to: number } | null }
   | { kind: 'free'; slot: number }
 
 export type FromThread = { kind: 'ready' } | { kind: 'failed'; code: ErrorCode; message: string }

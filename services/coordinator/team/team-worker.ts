@@ -40,6 +40,7 @@ function load(): { forward: Forward; output: HeadOutput } {
     threads,
     session: { stageDir: setup.stageDir, provider: 'cpu', avoidSaturation: setup.avoidSaturation },
     buffers,
+    sequenceBlocks: limits.sequenceBlocks,
     barrier,
   }
   const experts = limits.ranks > 0 ? new OwnExperts(share, setup.shards) : null
@@ -105,14 +106,13 @@ function head(): void {
 function hear(message: ToThread): void {
   switch (message.kind) {
     case 'begin':
-      output.begin(message.slot, message.candidate, message.promptTokens, message.sampling)
+      output.begin(message.slot, message.candidate, message.promptTokens, message.known, message.sampling)
       return
-    case 'copy':
-      forward.cache.copy(message.from, message.slot)
+    case 'fork':
+      if (message.block !== null) forward.cache.copy(message.block.from, message.block.to)
       output.copy(message.from, message.slot)
       return
     case 'free':
-      forward.cache.free(message.slot)
       output.free(message.slot)
   }
 }

@@ -1,0 +1,124 @@
+import assert from 'node:assert/strict'
+import { hash } from 'node:crypto'
+import { KvPool } from './kv-pool.ts'
+import { type KvView, kvBlocks } from './scheduler.ts'
+import type { Sequence } from './sequence.ts'
+import { kvBlockTokens } from './team/kv-cache.ts'
+
+/**
+ * Which blocks of the KV cache each sequence has. A full block is named after all tokens up to its end, so a sequence that
+ * begins with the same ones uses it instead of computing it again. That changes no bit: what a block holds depends on
+ * those tokens alone.
+ */
+export class KvBlocks implements KvView<Sequence> {
+  readonly #pool: KvPool
+  /** [slots, blocks of a sequence]: what the team's threads read. */
+  readonly #table: Int32Array
+  readonly #width: number
+
+  /** `tokensMax`: of all sequences; `width`: most blocks of one. */
+  constructor(tokensMax: number, table: Int32Array, width: number) {
+    this.#pool = new KvPool(kvBlocks(tokensMax))
+    this.#table = table
+    this.#width = width
+  }
+
+  get free(): number {
+    return this.#pool.free
+  }
+
+  get usedTokens(): number {
+    return this.#pool.used * kvBlockTokens
+  }
+
+  held({ blocks }: Sequence): number {
+    return blocks.length
+  }
+
+  own({ blocks }: Sequence): number {
+    return blocks.reduce((sum, block) => sum + (this.#pool.users(block) === 1 ? 1 : 0), 0)
+  }
+
+  found(sequence: Sequence): { tokens: number; unused: number; blocks: number } {
+    const blocks = this.#find(sequence)
+    const unused = blocks.filter((block) => this.#pool.users(block) === 0).length
+    return { tokens: blocks.length * kvBlockTokens, unused, blocks: blocks.length }
+  }
+
+  /** A sequence that begins takes over what is found; before anybody extends. */
+  begin(sequence: Sequence): void {
+    assert(sequence.blocks.length === 0)
+    for (const block of this.#find(sequence)) {
+      this.#pool.share(block)
+      this.#append(sequence, block)
+    }
+    sequence.cached = sequence.blocks.length * kvBlockTokens
+  }
+
+  /** Room for `tokens` in all. */
+  extend(sequence: Sequence, tokens: number): void {
+    while (sequence.blocks.length < kvBlocks(tokens)) this.#append(sequence, this.#pool.take())
+  }
+
+  /** What was computed up to `cached` may be found from now on, in full blocks. */
+  publish(sequence: Sequence, before: number): void {
+    const full = Math.floor(sequence.cached / kvBlockTokens)
+    for (let index = Math.floor(before / kvBlockTokens); index < full; index++) {
+      const block = sequence.blocks[index]
+      assert(block !== undefined)
+      this.#pool.name(block, this.#nameOf(sequence, index))
+    }
+  }
+
+  /**
+   * `to` goes on where `from` is: it shares the full blocks, and gets one of its own for the rest, into which what `from`
+   * has must be copied (null: there is no rest). There must be a free block.
+   */
+  fork(from: Sequence, to: Sequence): { from: number; to: number } | null {
+    const full = Math.floor(from.cached / kvBlockTokens)
+    for (const block of from.blocks.slice(0, full)) {
+      this.#pool.share(block)
+      this.#append(to, block)
+    }
+    to.cached = from.cached
+    const rest = from.blocks[full]
+    if (from.cached % kvBlockTokens === 0 || rest === undefined) return null
+    const copy = this.#pool.take()
+    this.#append(to, copy)
+    return { from: rest, to: copy }
+  }
+
+  release(sequence: Sequence): void {
+    // The end of a prefix is worth less than its beginning.
+    for (const block of sequence.blocks.toReversed()) this.#pool.release(block)
+    sequence.blocks.length = 0
+    sequence.cached = 0
+  }
+
+  #append(sequence: Sequence, block: number): void {
+    assert(sequence.slot !== null)
+    assert(sequence.blocks.length < this.#width)
+    this.#table[sequence.slot * this.#width + sequence.blocks.length] = block
+    sequence.blocks.push(block)
+  }
+
+  #find(sequence: Sequence): number[] {
+    const { output } = sequence.request.request
+    // What is asked of each token of the prompt has to be computed.
+    if (output.promptLogprobs !== null || output.promptExpertTrace) return []
+    // Of at least one token the logits are needed.
+    const full = Math.floor((sequence.tokens.length - 1) / kvBlockTokens)
+    for (let index = sequence.names.length; index < full; index++) this.#nameOf(sequence, index)
+    return this.#pool.find(sequence.names.slice(0, full))
+  }
+
+  #nameOf(sequence: Sequence, index: number): string {
+    const { names, tokens } = sequence
+    for (let next = names.length; next <= index; next++) {
+      const block = Int32Array.from(tokens.slice(next * kvBlockTokens, (next + 1) * kvBlockTokens))
+      const before = names[next - 1] ?? hash('sha256', sequence.request.request.cacheSalt)
+      names.push(hash('sha256', Buffer.concat([Buffer.from(before, 'hex'), Buffer.from(block.buffer)])))
+    }
+    return names[index] ?? ''
+  }
+}

@@ -1,0 +1,141 @@
+import fc from 'fast-check'
+import { describe, expect, test } from 'vitest'
+import { KvBlocks } from '../../services/coordinator/kv-blocks.ts'
+import { KvPool } from '../../services/coordinator/kv-pool.ts'
+import type { Sequence } from '../../services/coordinator/sequence.ts'
+import { kvBlockTokens } from '../../services/coordinator/team/kv-cache.ts'
+
+describe('the pool of blocks', () => {
+  test('gives what holds nothing first, then what was unused longest, and never what is used', () => {
+    const pool = new KvPool(3)
+    const [a, b, c] = [pool.take(), pool.take(), pool.take()]
+    expect(new Set([a, b, c]).size).toBe(3)
+    pool.name(a, 'a')
+    pool.name(b, 'b')
+    for (const block of [b, a, c]) pool.release(block)
+    expect(pool.free).toBe(3)
+    expect(pool.take()).toBe(c)
+    expect(pool.find(['a', 'x'])).toEqual([a])
+    pool.share(b)
+    expect(pool.take()).toBe(a)
+    expect(pool.find(['a'])).toEqual([])
+    expect(pool.find(['b', 'a'])).toEqual([b])
+    expect(pool.free).toBe(0)
+  })
+
+  test('two blocks that hold the same: one is found, the other is used again', () => {
+    const pool = new KvPool(2)
+    const [a, b] = [pool.take(), pool.take()]
+    pool.name(a, 'same')
+    pool.name(b, 'same')
+    pool.release(a)
+    pool.release(b)
+    expect(pool.take()).toBe(b)
+    expect(pool.find(['same'])).toEqual([a])
+  })
+})
+
+const slots = 4
+const width = 8
+const tokenLists = fc.array(fc.nat(1), { minLength: 1, maxLength: 3 })
+
+/** Blocks of tokens of few kinds, so that beginnings are often alike. */
+const beginnings = fc.record({
+  kinds: tokenLists,
+  tail: fc.integer({ min: 1, max: kvBlockTokens }),
+  salt: fc.constantFrom('', 'own'),
+})
+
+function sequenceOf(slot: number, { kinds, tail, salt }: { kinds: number[]; tail: number; salt: string }): Sequence {
+  const tokens = [...kinds.flatMap((kind) => Array<number>(kvBlockTokens).fill(kind)), ...Array<number>(tail).fill(9)]
+  const output = { promptLogprobs: null, promptExpertTrace: false }
+  return {
+    ...{ tokens, slot, cached: 0, blocks: [], names: [] },
+    request: { request: { cacheSalt: salt, output } },
+  } as unknown as Sequence
+}
+
+test('a sequence finds blocks of exactly its own first tokens, whatever came and went', () => {
+  const step = fc.record({
+    slot: fc.nat(slots - 1),
+    beginning: beginnings,
+    share: fc.double({ min: 0, max: 1, noNaN: true }),
+  })
+  fc.assert(
+    fc.property(fc.integer({ min: 4 * 4, max: 40 }), fc.array(step, { maxLength: 60 }), (size, steps) => {
+      const table = new Int32Array(slots * width)
+      const kv = new KvBlocks(size * kvBlockTokens, table, width)
+      const running = new Map<number, Sequence>()
+      /** What each block really holds: all tokens up to its end, and the salt. */
+      const held = new Map<number, string>()
+      for (const { slot, beginning, share } of steps) {
+        const ended = running.get(slot)
+        if (ended) kv.release(ended)
+        const sequence = sequenceOf(slot, beginning)
+        const { tokens } = sequence
+        const found = kv.found(sequence)
+        kv.begin(sequence)
+        running.set(slot, sequence)
+        expect(sequence.cached).toBe(found.tokens)
+        expect(sequence.cached).toBeLessThan(tokens.length)
+        const contentOf = (index: number) => `${beginning.salt}:${tokens.slice(0, (index + 1) * kvBlockTokens)}`
+        for (const [index, block] of sequence.blocks.entries()) expect(held.get(block)).toBe(contentOf(index))
+
+        const before = sequence.cached
+        const count = Math.max(1, Math.floor(share * (tokens.length - before)))
+        kv.extend(sequence, before + count)
+        for (const [index, block] of sequence.blocks.entries()) if (index * kvBlockTokens >= before) held.delete(block)
+        sequence.cached += count
+        kv.publish(sequence, before)
+        for (let index = 0; (index + 1) * kvBlockTokens <= sequence.cached; index++) {
+          held.set(sequence.blocks[index] ?? -1, contentOf(index))
+        }
+        expect([...table.subarray(slot * width, slot * width + sequence.blocks.length)]).toEqual(sequence.blocks)
+
+        // Blocks of different contents are never one block.
+        const uses = [...running.values()].flatMap(({ blocks }) => blocks)
+        expect(kv.free).toBe(size - new Set(uses).size)
+        expect(kv.own(sequence)).toBe(
+          sequence.blocks.filter((block) => uses.filter((other) => other === block).length === 1).length,
+        )
+      }
+    }),
+    { seed: 21, numRuns: 300 },
+  )
+})
+
+test('what was computed before is found as far as whole blocks go, but for the last token', () => {
+  const kv = new KvBlocks(20 * kvBlockTokens, new Int32Array(slots * width), width)
+  const first = sequenceOf(0, { kinds: [1, 2, 3], tail: 5, salt: '' })
+  kv.begin(first)
+  kv.extend(first, first.tokens.length)
+  first.cached = first.tokens.length
+  kv.publish(first, 0)
+  kv.release(first)
+  const found = (kinds: number[], tail: number, salt = '') => kv.found(sequenceOf(1, { kinds, tail, salt })).tokens
+  expect(found([1, 2, 3], 5)).toBe(3 * kvBlockTokens)
+  expect(found([1, 2], kvBlockTokens)).toBe(2 * kvBlockTokens)
+  expect(found([1, 3, 3], 1)).toBe(kvBlockTokens)
+  expect(found([2, 2, 3], 1)).toBe(0)
+  expect(found([1, 2, 3], 5, 'own')).toBe(0)
+  const scored = sequenceOf(1, { kinds: [1, 2, 3], tail: 5, salt: '' })
+  scored.request.request.output.promptLogprobs = 0
+  expect(kv.found(scored).tokens).toBe(0)
+})
+
+test('a fork shares what is full and copies the rest', () => {
+  const kv = new KvBlocks(20 * kvBlockTokens, new Int32Array(slots * width), width)
+  const from = sequenceOf(0, { kinds: [1, 2], tail: 5, salt: '' })
+  kv.extend(from, from.tokens.length)
+  from.cached = from.tokens.length
+  const to = sequenceOf(1, { kinds: [1, 2], tail: 5, salt: '' })
+  expect(kv.fork(from, to)).toEqual({ from: from.blocks[2], to: to.blocks[2] })
+  expect(to.blocks.slice(0, 2)).toEqual(from.blocks.slice(0, 2))
+  expect(to.cached).toBe(from.cached)
+  expect(kv.usedTokens).toBe(4 * kvBlockTokens)
+  kv.release(from)
+  expect(kv.usedTokens).toBe(3 * kvBlockTokens)
+  const even = sequenceOf(2, { kinds: [1, 2], tail: 5, salt: '' })
+  to.cached = 2 * kvBlockTokens
+  expect(kv.fork(to, even)).toBeNull()
+})
