@@ -3,7 +3,7 @@
 # and ONNX Runtime need; nothing else: no package manager, no set-uid file. Runs in the build stage of deploy/Dockerfile.
 set -eu
 root=$1
-programs="$(command -v node) $(command -v sh) $(for p in ls cat env id sleep hostname taskset; do command -v $p; done)"
+programs="$(command -v node) $(command -v sh) $(for p in ls cat env id sleep taskset hostname; do command -v $p; done)"
 libraries=$(ldd $programs "$(find node_modules/onnxruntime-node/bin -name 'libonnxruntime.so*')" | grep -o '/[^ :]*\.so[^ ]*' | sort -u)
 # Loaded by name when a host name is looked up.
 libraries="$libraries $(ls /lib/*-linux-gnu/libnss_dns.so.2 /lib/*-linux-gnu/libnss_files.so.2 /lib/*-linux-gnu/libresolv.so.2 2>/dev/null || true)"

@@ -62,7 +62,10 @@ export const flags = {
   lease: flag(real('SECONDS', 1, 3600), 'a node silent for so long is lost'),
   format: flag(choice('f32', 'int8', 'int8-fast', 'int4'), 'weight format, where a checkpoint is given'),
   threads: flag(count(1, 1024), "threads of the coordinator's own share"),
-  cpus: flag(cpuChoice, 'which CPUs computing threads are bound to, one each; any: the system moves them about'),
+  cpus: flag(
+    cpuChoice,
+    'CPUs that the process keeps to, each computing thread on one of the first; any: the system moves them about',
+  ),
   'max-batch-tokens': flag(count(1, 1_048_576), 'most rows of one step'),
   'max-sequences': flag(count(1, 65_536), 'most sequences that run at once'),
   context: flag(count(1, 16_777_216), "longest sequence; at most the model's"),

@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict'
 import { MoeshError } from '../config/errors.ts'
+import { Cancellation } from '../dispatch/cancellation.ts'
 import type { Dispatcher } from '../dispatch/transport.ts'
 import type { ModelSpec } from '../model/spec.ts'
 import { checkRequest } from './admission.ts'
@@ -53,7 +54,8 @@ class StepEngine implements Engine {
   #arrivals = 0
   #wake: (() => void) | null = null
   #closed = false
-  #abort: AbortController | null = null
+  /** Of the step that runs. */
+  #cancellation: Cancellation | null = null
   /** Calls of sinks, in order. They are made while the next step computes, so that no step waits for a client. */
   #outbox: (() => void)[] = []
   #tokenRate = { tokens: 0, sinceMs: 0, perSecond: 0 }
@@ -103,12 +105,12 @@ class StepEngine implements Engine {
       stop: (candidate) => {
         const sequence = running.sequences[candidate]
         if (sequence) this.#end(sequence, null)
-        this.#abortIfUseless()
+        this.#cancelIfUseless()
         setImmediate(() => this.#deliver())
       },
       cancel: () => {
         for (const sequence of running.sequences) this.#end(sequence, { kind: 'cancelled' })
-        this.#abortIfUseless()
+        this.#cancelIfUseless()
         setImmediate(() => this.#deliver())
       },
     }
@@ -129,7 +131,7 @@ class StepEngine implements Engine {
     for (const { sequences } of [...this.#requests.values()]) {
       for (const sequence of sequences) this.#end(sequence, { kind: 'cancelled' })
     }
-    this.#abort?.abort()
+    this.#cancellation?.cancel()
     this.#wake?.()
     await this.#loop
     this.#deliver()
@@ -251,7 +253,7 @@ class StepEngine implements Engine {
     assert(last !== undefined)
     const rows = last.row + last.count
     const traces = items.some(({ sequence }) => wantsTrace(sequence)) ? new TraceRecorder(rows) : null
-    this.#abort = new AbortController()
+    this.#cancellation = new Cancellation()
     const early = this.#headOfDecode(items)
     team.setStep(items, rows, early.map(headRow))
     steps.lap()
@@ -267,7 +269,7 @@ class StepEngine implements Engine {
       layer = await team.run(layer + 1, traces !== null)
       steps.ranTeam()
     }
-    this.#abort = null
+    this.#cancellation = null
     for (const { sequence, start, count } of items) {
       // One that was ended on the way has no blocks any more.
       if (sequence.slot === null) continue
@@ -299,7 +301,7 @@ class StepEngine implements Engine {
         outputs: buffers.outputs,
         outputRows: buffers.outputRows.subarray(0, pairs),
       },
-      this.#abort?.signal,
+      this.#cancellation ?? undefined,
     )
     steps.dispatched(rows, report.computeMs)
     if (report.retriedRows === 0) return
@@ -491,8 +493,8 @@ class StepEngine implements Engine {
   }
 
   /** A step may wait long for an expert; nobody should wait for a step that no request needs. */
-  #abortIfUseless(): void {
-    if (this.#running.length === 0) this.#abort?.abort()
+  #cancelIfUseless(): void {
+    if (this.#running.length === 0) this.#cancellation?.cancel()
   }
 
   #failStep(items: readonly StepItem[], thrown: unknown): void {

@@ -4,7 +4,7 @@ import type { ShardSource } from '../expert/host.ts'
 import type { ModelSpec } from '../model/spec.ts'
 import type { PackReader } from '../pack/reader.ts'
 import { coordinatorNumerics } from '../runtime/canary.ts'
-import { placeThreads } from '../runtime/cpus.ts'
+import { type CpuChoice, claimCpus } from '../runtime/cpus.ts'
 import { saturatesInt8 } from '../runtime/probe.ts'
 import { codeOf } from '../runtime/wasm.ts'
 import type { CapacitySettings } from './capacity.ts'
@@ -24,8 +24,8 @@ export type ModelEngineOptions = CapacitySettings & {
   /** What brings rows to the experts; or all experts, for `ranks` of the team's own threads to compute. */
   experts: Dispatcher | { shards: readonly ShardSource[]; ranks: number }
   threads: number
-  /** For the team's threads, as `placeThreads` takes it. */
-  cpus: readonly number[] | 'any' | undefined
+  /** For the team's threads, as `claimCpus` takes it. */
+  cpus: CpuChoice | undefined
   stageDir: string
 }
 
@@ -75,7 +75,7 @@ export async function startModelEngine(options: ModelEngineOptions): Promise<Mod
     pack: { dir: pack.dir, tensors: pack.manifest.tensors },
     stageDir,
     avoidSaturation,
-    cpus: placeThreads(size, options.cpus),
+    cpus: claimCpus(size, options.cpus),
     shards,
     limits: {
       threads,

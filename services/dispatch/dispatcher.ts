@@ -1,5 +1,6 @@
 import type { MoeshError } from '../config/errors.ts'
 import { Audit, type AuditFinding } from './audit.ts'
+import type { Cancellation } from './cancellation.ts'
 import type { Clock } from './clock.ts'
 import { defaultHedgeOptions, type HedgeOptions, LatencyRecord } from './hedge.ts'
 import { NodeHealth } from './node-health.ts'
@@ -72,9 +73,9 @@ export interface RoutingDispatcher extends Dispatcher {
   expertRows(layer: number): Float64Array
   nodeStats(nodeId: string): NodeDispatchStats
   stats(): DispatcherStats
-  /** Ends all running dispatches as their signals would. */
+  /** Ends all running dispatches as their cancellations would. */
   cancelAll(): void
-  /** Ends what it does by itself; running dispatches end by their signals. */
+  /** Ends what it does by itself; running dispatches end by their cancellations. */
   close(): void
 }
 
@@ -153,7 +154,7 @@ class RowDispatcher implements RoutingDispatcher {
     }
   }
 
-  async dispatch(routed: RoutedRows, signal?: AbortSignal): Promise<DispatchReport> {
+  async dispatch(routed: RoutedRows, cancellation?: Cancellation): Promise<DispatchReport> {
     const groups = this.#freeGroups.pop() ?? new RowGroups()
     if (this.#health.lateCount > 0) this.#markAvoided()
     groupRows(groups, routed, this.#routes, this.#avoid, this.#step++)
@@ -161,16 +162,16 @@ class RowDispatcher implements RoutingDispatcher {
     const running = new RunningDispatch(this.#context, groups, routed)
     this.#running.add(running)
     const cancel = () => running.cancel()
-    signal?.addEventListener('abort', cancel)
+    cancellation?.listen(cancel)
     try {
       const ended = running.run()
-      if (signal?.aborted) running.cancel()
+      if (cancellation?.isCancelled) running.cancel()
       const report = await ended
       this.#retriedRows += report.retriedRows
       this.#sample(running)
       return report
     } finally {
-      signal?.removeEventListener('abort', cancel)
+      cancellation?.forget(cancel)
       this.#running.delete(running)
       if (this.#freeGroups.length < groupsKept) this.#freeGroups.push(groups)
     }

@@ -10,6 +10,7 @@ import { type ErrorCode, errorCodes, MoeshError } from '../config/errors.ts'
 import { protocolVersion } from '../config/version.ts'
 import type { WeightFormat } from '../model/format.ts'
 import type { ModelSpec } from '../model/spec.ts'
+import type { Cancellation } from './cancellation.ts'
 import { type Clock, systemClock, type Timer } from './clock.ts'
 import { decodeReply, encodeRequest, frameBytesMax, pairsPerFrame, type ReplyFrame, RowSelection } from './frame.ts'
 import { checkHello, encodeHello, type Hello } from './hello.ts'
@@ -150,13 +151,13 @@ class ExpertConnection implements GrpcExpertTransport {
     return this.#first
   }
 
-  async call(call: ExpertCall, signal?: AbortSignal): Promise<ExpertReply> {
-    if (signal?.aborted) throw cancelled(this.nodeId)
-    if (this.#state.kind === 'connecting') await this.#firstOrAbort(signal)
+  async call(call: ExpertCall, cancellation?: Cancellation): Promise<ExpertReply> {
+    if (cancellation?.isCancelled) throw cancelled(this.nodeId)
+    if (this.#state.kind === 'connecting') await this.#firstOrCancelled(cancellation)
     if (this.#state.kind !== 'ready') throw this.#lost()
     const parts = splitCall(call, this.#pairsPerFrame)
-    if (parts.length === 1) return this.#callPart(call, signal)
-    const replies = await settleAll(parts.map((part) => this.#callPart(part, signal)))
+    if (parts.length === 1) return this.#callPart(call, cancellation)
+    const replies = await settleAll(parts.map((part) => this.#callPart(part, cancellation)))
     return { computeMs: replies.reduce((sum, { computeMs }) => sum + computeMs, 0) }
   }
 
@@ -229,17 +230,17 @@ class ExpertConnection implements GrpcExpertTransport {
     this.#timer = this.#clock.after(delayMs * (0.5 + random() / 2), () => this.#connect())
   }
 
-  #callPart(call: ExpertCall, signal: AbortSignal | undefined): Promise<ExpertReply> {
+  #callPart(call: ExpertCall, cancellation: Cancellation | undefined): Promise<ExpertReply> {
     const pairs = call.rowIndices.length
     const bytes = pairs * (rowBytes(this.#encoding, this.#hidden) + this.#hidden * 4)
     return new Promise((resolve, reject) => {
       const flight: Flight = { call, bytes, wanted: null }
-      const abort = () => {
+      const giveUp = () => {
         this.#forgetWaiting(flight)
         flight.wanted?.reject(cancelled(this.nodeId))
       }
       const done = () => {
-        signal?.removeEventListener('abort', abort)
+        cancellation?.forget(giveUp)
         flight.wanted = null
       }
       flight.wanted = {
@@ -252,7 +253,7 @@ class ExpertConnection implements GrpcExpertTransport {
           reject(error)
         },
       }
-      signal?.addEventListener('abort', abort)
+      cancellation?.listen(giveUp)
       if (this.#hasRoom(bytes) && this.#waiting.length === 0) this.#send(flight)
       else if (this.#waiting.length < callsWaitingMax) this.#waiting.push(flight)
       else flight.wanted.reject(new MoeshError('NODE_LATE', `${callsWaitingMax} calls to ${this.nodeId} are waiting`))
@@ -313,11 +314,11 @@ class ExpertConnection implements GrpcExpertTransport {
     for (const { wanted } of flights) wanted?.reject(error)
   }
 
-  #firstOrAbort(signal: AbortSignal | undefined): Promise<void> {
+  #firstOrCancelled(cancellation: Cancellation | undefined): Promise<void> {
     return new Promise((resolve, reject) => {
-      const abort = () => reject(cancelled(this.nodeId))
-      signal?.addEventListener('abort', abort)
-      this.#first.then(resolve, () => reject(this.#lost())).finally(() => signal?.removeEventListener('abort', abort))
+      const giveUp = () => reject(cancelled(this.nodeId))
+      cancellation?.listen(giveUp)
+      this.#first.then(resolve, () => reject(this.#lost())).finally(() => cancellation?.forget(giveUp))
     })
   }
 

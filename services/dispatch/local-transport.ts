@@ -1,4 +1,5 @@
 import { MoeshError } from '../config/errors.ts'
+import type { Cancellation } from './cancellation.ts'
 import type { ExpertCall, ExpertReply, ExpertTransport } from './transport.ts'
 
 /** The part of an `ExpertHost` that a transport needs. */
@@ -6,7 +7,7 @@ export type CallableHost = { call(call: ExpertCall): Promise<ExpertReply> }
 
 /**
  * Shared memory: the ranks read the rows and write the outputs where they lie. A rank cannot be stopped inside a call,
- * so an aborted one settles when the ranks have let go of the buffers: some milliseconds, never a wait for a network.
+ * so a cancelled one settles when the ranks have let go of the buffers: some milliseconds, never a wait for a network.
  */
 export function localTransport(nodeId: string, host: CallableHost): ExpertTransport {
   return new LocalTransport(nodeId, host)
@@ -22,10 +23,10 @@ class LocalTransport implements ExpertTransport {
     this.#host = host
   }
 
-  async call(call: ExpertCall, signal?: AbortSignal): Promise<ExpertReply> {
-    this.#check(signal)
+  async call(call: ExpertCall, cancellation?: Cancellation): Promise<ExpertReply> {
+    this.#check(cancellation)
     const reply = await this.#host.call(call)
-    this.#check(signal)
+    this.#check(cancellation)
     return reply
   }
 
@@ -33,8 +34,8 @@ class LocalTransport implements ExpertTransport {
     this.#closed = true
   }
 
-  #check(signal: AbortSignal | undefined): void {
-    if (signal?.aborted) throw new MoeshError('CANCELLED', `the call to ${this.nodeId} was given up`)
+  #check(cancellation: Cancellation | undefined): void {
+    if (cancellation?.isCancelled) throw new MoeshError('CANCELLED', `the call to ${this.nodeId} was given up`)
     if (this.#closed) throw new MoeshError('NODE_LOST', `the way to ${this.nodeId} is closed`)
   }
 }

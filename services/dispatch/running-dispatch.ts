@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict'
 import { asMoeshError, MoeshError } from '../config/errors.ts'
+import { Cancellation } from './cancellation.ts'
 import type { Clock, Timer } from './clock.ts'
 import type { LatencyRecord } from './hedge.ts'
 import { avoidance, type NodeHealth } from './node-health.ts'
@@ -57,7 +58,7 @@ export class RunningDispatch {
   /** [entries]: who brought it. */
   readonly doneBy: (string | null)[] = []
   readonly #context: DispatchContext
-  readonly #abort = new AbortController()
+  readonly #cancellation = new Cancellation()
   readonly #attempts = new Set<Attempt>()
   readonly #trouble = new Map<number, Trouble>()
   readonly #waiting = new Set<number>()
@@ -179,7 +180,7 @@ export class RunningDispatch {
     this.#attempts.add(attempt)
     const transport = this.#context.transport(nodeId)
     const answer = transport
-      ? transport.call(call, this.#abort.signal)
+      ? transport.call(call, this.#cancellation)
       : Promise.reject(new MoeshError('NODE_LOST', `there is no connection to ${nodeId}`))
     answer.then(
       (reply) => this.#answered(attempt, reply),
@@ -368,7 +369,7 @@ export class RunningDispatch {
     this.#timer?.timer.cancel()
     this.#retryTimer?.cancel()
     if (this.#attempts.size === 0) this.#end()
-    else this.#abort.abort()
+    else this.#cancellation.cancel()
   }
 
   #end(): void {

@@ -1,4 +1,5 @@
 import assert from 'node:assert/strict'
+import { Cancellation } from './cancellation.ts'
 import type { Clock } from './clock.ts'
 import {
   createOutputBuffer,
@@ -23,7 +24,7 @@ export class SideCalls {
   readonly #clock: Clock
   readonly #callsMax: number
   readonly #free: { rows: RowBuffer; outputs: OutputBuffer }[] = []
-  readonly #underWay = new Set<AbortController>()
+  readonly #underWay = new Set<Cancellation>()
 
   /** `callsMax`: under way at once. */
   constructor(encoding: RowEncoding, hidden: number, clock: Clock, callsMax: number) {
@@ -47,9 +48,9 @@ export class SideCalls {
     const bytes = rowBytes(this.#encoding, this.#hidden)
     buffers.rows.data.set(rows.data.subarray(row * bytes, (row + 1) * bytes))
     if (hasScale(this.#encoding)) buffers.rows.scales[0] = rows.scales[row] ?? 0
-    const abort = new AbortController()
-    this.#underWay.add(abort)
-    const timer = this.#clock.after(patienceMs, () => abort.abort())
+    const cancellation = new Cancellation()
+    this.#underWay.add(cancellation)
+    const timer = this.#clock.after(patienceMs, () => cancellation.cancel())
     try {
       await transport.call(
         {
@@ -61,18 +62,18 @@ export class SideCalls {
           outputs: buffers.outputs,
           outputStart: 0,
         },
-        abort.signal,
+        cancellation,
       )
       return Float32Array.from(buffers.outputs.data.subarray(0, this.#hidden))
     } finally {
       timer.cancel()
-      this.#underWay.delete(abort)
+      this.#underWay.delete(cancellation)
       this.#free.push(buffers)
     }
   }
 
   /** Gives up what is under way. */
   close(): void {
-    for (const abort of this.#underWay) abort.abort()
+    for (const cancellation of this.#underWay) cancellation.cancel()
   }
 }

@@ -1,3 +1,4 @@
+import type { Cancellation } from './cancellation.ts'
 import type { OutputBuffer, RowBuffer } from './rows.ts'
 
 /**
@@ -28,12 +29,12 @@ export type ExpertReply = {
 /**
  * The way to one expert node: shared memory or gRPC. One contract test runs against both.
  * Errors: EXPERT_NOT_HELD (the node refused: it does not hold one of the experts; nothing was computed), NODE_LOST
- * (connection or node gone), CANCELLED (by the signal), INTERNAL.
+ * (connection or node gone), CANCELLED (by the caller), INTERNAL.
  */
 export interface ExpertTransport {
   readonly nodeId: string
-  /** Several calls may be in flight. After an abort the call settles at once. */
-  call(call: ExpertCall, signal?: AbortSignal): Promise<ExpertReply>
+  /** Several calls may be in flight. One that is cancelled settles at once. */
+  call(call: ExpertCall, cancellation?: Cancellation): Promise<ExpertReply>
   /** Ends it; calls in flight fail with NODE_LOST. */
   close(): Promise<void>
 }
@@ -56,6 +57,6 @@ export type DispatchReport = { retriedRows: number; computeMs: number }
 
 /** Sends a layer's rows to the nodes that hold their experts and brings every output back, whatever fails on the way. */
 export interface Dispatcher {
-  /** Settles when all outputs are in place. It waits while an expert has no live copy; fails only by the signal. */
-  dispatch(routed: RoutedRows, signal?: AbortSignal): Promise<DispatchReport>
+  /** Settles when all outputs are in place. It waits while an expert has no live copy; fails only if cancelled. */
+  dispatch(routed: RoutedRows, cancellation?: Cancellation): Promise<DispatchReport>
 }

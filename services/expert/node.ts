@@ -23,7 +23,7 @@ import { resolveZone } from '../kubernetes/zone.ts'
 import { type Manifest, manifestSchema } from '../pack/manifest.ts'
 import { openPack, type PackReader } from '../pack/reader.ts'
 import { expertNumerics } from '../runtime/canary.ts'
-import { placeThreads } from '../runtime/cpus.ts'
+import { claimCpus } from '../runtime/cpus.ts'
 import { saturatesInt8 } from '../runtime/probe.ts'
 import { createStage, removeStage } from '../runtime/stage.ts'
 import type { Logger } from '../telemetry/log.ts'
@@ -69,7 +69,7 @@ export async function startExpertNode(settings: ExpertSettings, log: Logger): Pr
   const numerics = expertNumerics({ stageDir, provider, avoidSaturation, format })
   const ranks = settings.ranks ?? (provider === 'cpu' ? navigator.hardwareConcurrency : 1)
   const memoryBytes = settings.memory ?? Math.floor(process.availableMemory() * memoryShare)
-  const cpus = placeThreads(ranks, settings.cpus)
+  const cpus = claimCpus(ranks, settings.cpus)
   let spillDir: string | null = null
   opened.defer(() => {
     if (spillDir !== null) removeStage(spillDir)

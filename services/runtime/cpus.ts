@@ -1,4 +1,4 @@
-import { execFileSync, spawnSync } from 'node:child_process'
+import { spawnSync } from 'node:child_process'
 import { readFileSync, readlinkSync } from 'node:fs'
 import { basename } from 'node:path'
 import { readCpuList } from '../config/cpu-list.ts'
@@ -10,6 +10,8 @@ import { MoeshError } from '../config/errors.ts'
  * slept, beside another one, while a CPU idles (docs/log.md). There is no call for it in Node: `taskset` of util-linux
  * binds threads by their ids.
  */
+
+export type CpuChoice = readonly number[] | 'any'
 
 /** What a process may use and do. */
 export type Machine = {
@@ -24,10 +26,9 @@ export type Machine = {
  */
 export function placeThreads(
   threads: number,
-  wanted: readonly number[] | 'any' | undefined,
-  machine: Machine = thisMachine(),
+  wanted: CpuChoice | undefined,
+  { allowed, canBind }: Machine,
 ): readonly number[] | null {
-  const { allowed, canBind } = machine
   if (wanted === 'any') return null
   if (wanted === undefined) return canBind && allowed?.length === threads ? allowed : null
   if (!canBind || allowed === null) {
@@ -44,19 +45,28 @@ export function placeThreads(
   return wanted.slice(0, threads)
 }
 
+/** The same for this process on this machine; a list is what all of the process keeps to from now on. */
+export function claimCpus(threads: number, wanted: CpuChoice | undefined): readonly number[] | null {
+  const cpus = placeThreads(threads, wanted, thisMachine())
+  // What serves is woken beside what computes then, not on a CPU where another process does.
+  if (cpus !== null && Array.isArray(wanted)) taskset(['-a', '-pc', wanted.join(), `${process.pid}`])
+  return cpus
+}
+
 /** Binds the calling thread; where that fails it stays as it is, since only its speed depends on it. */
 export function bindThisThread(cpu: number): void {
-  try {
-    const thread = basename(readlinkSync('/proc/thread-self'))
-    execFileSync('taskset', ['-pc', `${cpu}`, thread], { stdio: 'ignore' })
-  } catch {}
+  taskset(['-pc', `${cpu}`, basename(readlinkSync('/proc/thread-self'))])
+}
+
+function taskset(args: readonly string[]): boolean {
+  return spawnSync('taskset', args, { stdio: 'ignore' }).status === 0
 }
 
 function thisMachine(): Machine {
   try {
     const status = readFileSync('/proc/self/status', 'utf8')
     const allowed = readCpuList(/^Cpus_allowed_list:\s*(\S+)$/m.exec(status)?.[1] ?? '') ?? null
-    return { allowed, canBind: spawnSync('taskset', ['-p', `${process.pid}`], { stdio: 'ignore' }).status === 0 }
+    return { allowed, canBind: taskset(['-p', `${process.pid}`]) }
   } catch {
     return { allowed: null, canBind: false }
   }

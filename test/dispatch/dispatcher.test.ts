@@ -2,6 +2,7 @@ import fc from 'fast-check'
 import { expect, test } from 'vitest'
 import { MoeshError } from '../../services/config/errors.ts'
 import type { AuditFinding } from '../../services/dispatch/audit.ts'
+import { Cancellation } from '../../services/dispatch/cancellation.ts'
 import { createDispatcher, type DispatcherOptions } from '../../services/dispatch/dispatcher.ts'
 import { routeTable } from '../../services/dispatch/route.ts'
 import { hidden, routedRows, wrongPairs } from './experts.ts'
@@ -136,12 +137,12 @@ test('where all copies are late, the one that was answering last is asked first'
   node('b').behaviour = 'hold'
   // Fewer would stay on one copy.
   const rows = Array(16).fill([0])
-  const abort = new AbortController()
-  const first = dispatcher.dispatch(routedRows(0, rows), abort.signal)
+  const cancellation = new Cancellation()
+  const first = dispatcher.dispatch(routedRows(0, rows), cancellation)
   first.catch(() => {})
   // a and b get half of the rows each and become late; only b answers its probe, and becomes late again later.
   await clock.advance(100)
-  abort.abort()
+  cancellation.cancel()
   await settle()
   for (const entry of node('b').open) entry.answer()
   await clock.advance(300)
@@ -269,19 +270,21 @@ test('a hanging node that is the only home is reported, and another home ends th
   expect(wrongPairs(routed)).toEqual([])
 })
 
-test('a signal ends a dispatch, running or waiting, and leaves nothing behind', async () => {
+test('a cancelled dispatch ends, running or waiting, and leaves nothing behind', async () => {
   const { dispatcher, node, clock } = cluster({ a: [0, 1] })
   node('a').behaviour = 'hold'
   for (const expertIds of [[[0, 1]], [[0, 3]]]) {
-    const abort = new AbortController()
-    const done = dispatcher.dispatch(routedRows(0, expertIds), abort.signal)
+    const cancellation = new Cancellation()
+    const done = dispatcher.dispatch(routedRows(0, expertIds), cancellation)
     await settle()
-    abort.abort()
+    cancellation.cancel()
     await expect(done).rejects.toMatchObject({ code: 'CANCELLED' })
     expect(node('a').open).toEqual([])
     expect(clock.timers).toBe(0)
   }
-  await expect(dispatcher.dispatch(routedRows(0, [[0, 1]]), AbortSignal.abort())).rejects.toMatchObject({
+  const cancelled = new Cancellation()
+  cancelled.cancel()
+  await expect(dispatcher.dispatch(routedRows(0, [[0, 1]]), cancelled)).rejects.toMatchObject({
     code: 'CANCELLED',
   })
   expect(dispatcher.stats().running).toBe(0)

@@ -1,4 +1,5 @@
 import { MoeshError } from '../../services/config/errors.ts'
+import type { Cancellation } from '../../services/dispatch/cancellation.ts'
 import type { ExpertCall, ExpertReply, ExpertTransport } from '../../services/dispatch/transport.ts'
 import { compute } from './experts.ts'
 
@@ -25,7 +26,7 @@ export class FakeNode implements ExpertTransport {
     this.nodeId = nodeId
   }
 
-  call(call: ExpertCall, signal?: AbortSignal): Promise<ExpertReply> {
+  call(call: ExpertCall, cancellation?: Cancellation): Promise<ExpertReply> {
     this.calls.push(call)
     const { promise, resolve, reject } = Promise.withResolvers<ExpertReply>()
     let isOpen = true
@@ -54,8 +55,8 @@ export class FakeNode implements ExpertTransport {
       },
     }
     this.open.push(entry)
-    signal?.addEventListener('abort', () => entry.fail(new MoeshError('CANCELLED', 'given up')))
-    if (signal?.aborted) entry.fail(new MoeshError('CANCELLED', 'given up'))
+    cancellation?.listen(() => entry.fail(new MoeshError('CANCELLED', 'given up')))
+    if (cancellation?.isCancelled) entry.fail(new MoeshError('CANCELLED', 'given up'))
     if (this.behaviour === 'answer' || this.behaviour === 'wrong') entry.answer()
     if (this.behaviour === 'lost') entry.fail(new MoeshError('NODE_LOST', 'gone'))
     if (this.behaviour === 'refuse') entry.fail(new MoeshError('EXPERT_NOT_HELD', 'not held here'))

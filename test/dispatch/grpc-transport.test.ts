@@ -2,6 +2,7 @@ import { Client, credentials, type StatusObject } from '@grpc/grpc-js'
 import fc from 'fast-check'
 import { afterEach, describe, expect, test } from 'vitest'
 import { protocolVersion } from '../../services/config/version.ts'
+import { Cancellation } from '../../services/dispatch/cancellation.ts'
 import { decodeReply, encodeRequest, RowSelection } from '../../services/dispatch/frame.ts'
 import {
   type ConnectionState,
@@ -148,11 +149,11 @@ test('bytes in flight are bounded; what waits comes in its turn or is given up',
   const { transport } = connected(address, { bytesInFlightMax: 2 * modelHidden * 8 })
   await transport.ready()
   host.isHolding = true
-  const abort = new AbortController()
+  const cancellation = new Cancellation()
   const calls = Array.from({ length: 5 }, (_, salt) => makeCall('f32', 0, { 1: [0] }, salt))
-  const done = calls.map((call, i) => transport.call(call, i === 3 ? abort.signal : undefined))
+  const done = calls.map((call, i) => transport.call(call, i === 3 ? cancellation : undefined))
   await until(() => host.waiting === 2)
-  abort.abort()
+  cancellation.cancel()
   await expect(done[3]).rejects.toMatchObject({ code: 'CANCELLED' })
   expect(host.calls).toBe(2)
   for (let i = 0; i < 4; i++) {

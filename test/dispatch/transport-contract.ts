@@ -1,5 +1,6 @@
 import { afterEach, beforeEach, describe, expect, test } from 'vitest'
 import { MoeshError } from '../../services/config/errors.ts'
+import { Cancellation } from '../../services/dispatch/cancellation.ts'
 import { createOutputBuffer, createRowBuffer, hasScale, rowBytes, rowEncoding } from '../../services/dispatch/rows.ts'
 import type { ExpertCall, ExpertTransport } from '../../services/dispatch/transport.ts'
 import type { WeightFormat } from '../../services/model/format.ts'
@@ -149,11 +150,11 @@ export function transportContract(
 
     test('a call that was given up settles, and nothing is written after that', async () => {
       host.isHolding = true
-      const abort = new AbortController()
+      const cancellation = new Cancellation()
       const call = makeCall(format, 0, { 2: [0, 1] })
-      const done = transport.call(call, abort.signal)
+      const done = transport.call(call, cancellation)
       await until(() => host.waiting === 1)
-      abort.abort()
+      cancellation.cancel()
       // Ranks that share memory finish first; over a network the answer comes when nobody waits for it.
       if (name === 'local') host.release()
       await expect(done).rejects.toMatchObject({ code: 'CANCELLED' })
@@ -166,9 +167,11 @@ export function transportContract(
       expect(isUntouched(call)).toBe(true)
     })
 
-    test('a call whose signal is aborted already reaches nobody', async () => {
+    test('a call that is cancelled already reaches nobody', async () => {
       const call = makeCall(format, 0, { 2: [0] })
-      await expect(transport.call(call, AbortSignal.abort())).rejects.toMatchObject({ code: 'CANCELLED' })
+      const cancelled = new Cancellation()
+      cancelled.cancel()
+      await expect(transport.call(call, cancelled)).rejects.toMatchObject({ code: 'CANCELLED' })
       expect(host.calls).toBe(0)
     })
 

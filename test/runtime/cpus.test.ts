@@ -1,8 +1,9 @@
+import { execFileSync } from 'node:child_process'
 import { once } from 'node:events'
 import { availableParallelism } from 'node:os'
 import { Worker } from 'node:worker_threads'
 import { expect, test } from 'vitest'
-import { placeThreads } from '../../services/runtime/cpus.ts'
+import { claimCpus, placeThreads } from '../../services/runtime/cpus.ts'
 
 const machine = { allowed: [0, 1, 4, 5], canBind: true }
 
@@ -21,7 +22,8 @@ test('a list is taken as it is, or refused with what is wrong', () => {
   expect(() => placeThreads(1, [0], { ...machine, canBind: false })).toThrow(/taskset/)
 })
 
-const first = placeThreads(availableParallelism(), undefined)?.[0]
+const own = claimCpus(availableParallelism(), undefined)
+const first = own?.[0]
 
 test.skipIf(first === undefined)('a thread binds itself, and only itself', async () => {
   const code = `
@@ -34,6 +36,16 @@ test.skipIf(first === undefined)('a thread binds itself, and only itself', async
   const worker = new Worker(new URL(`data:text/javascript,${encodeURIComponent(code)}`))
   const [told] = await once(worker, 'message')
   expect(told.thread).toBe(`${first}`)
-  expect(placeThreads(availableParallelism(), undefined)).toHaveLength(availableParallelism())
+  expect(own).toHaveLength(availableParallelism())
   if (availableParallelism() > 1) expect(told.process).not.toBe(`${first}`)
+})
+
+test.skipIf(first === undefined)('a process keeps to the CPUs that it was given', () => {
+  const code = `
+    import { readFileSync } from 'node:fs'
+    import { claimCpus } from ${JSON.stringify(new URL('../../services/runtime/cpus.ts', import.meta.url).href)}
+    const cpus = claimCpus(1, [${first}])
+    process.stdout.write(cpus + ' ' + /Cpus_allowed_list:\\s*(\\S+)/.exec(readFileSync('/proc/self/status', 'utf8'))[1])`
+  const args = ['--input-type=module', '-e', code]
+  expect(execFileSync(process.execPath, args, { encoding: 'utf8' })).toBe(`${first} ${first}`)
 })
