@@ -12,7 +12,8 @@ export type StoreTls = ConnectionOptions
 /** A command that is not answered by then fails for its caller; that it may still be applied, scripts allow for. */
 const commandTimeoutMs = 1000
 const connectTimeoutMs = 2000
-const reconnectMsMax = 2000
+/** The sooner a store that was away is found again, the sooner it knows what it lost. */
+const reconnectMsMax = 500
 /** ZMSCORE and the reply types that scripts use came with it. */
 const versionMin = [6, 2]
 
@@ -99,6 +100,11 @@ export class RedisClient {
     }
     if (this.#subscriber.status === 'ready') subscribe()
     this.#subscriber.on('ready', subscribe)
+  }
+
+  /** With each new connection. */
+  onReady(listener: () => void): void {
+    this.#client.on('ready', listener)
   }
 
   health(): { reachable: boolean; roundTripMs: number } {

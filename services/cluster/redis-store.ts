@@ -229,9 +229,12 @@ function redisStore(client: RedisClient, cluster: string): Store {
       listeners.add(listener)
       if (!isSubscribed) {
         isSubscribed = true
-        client.subscribe(hints, () => {
+        const tell = () => {
           for (const each of listeners) each()
-        })
+        }
+        client.subscribe(hints, tell)
+        // Hints were missed meanwhile, and the store may have come back empty.
+        client.onReady(tell)
       }
       return () => {
         listeners.delete(listener)

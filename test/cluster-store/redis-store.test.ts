@@ -39,7 +39,11 @@ describe.skipIf(redisCommand() === null)('a real Redis', () => {
     await redis.kill()
     await expect(store.lead('n', 'a', 1000)).rejects.toMatchObject({ code: 'STORE_UNREACHABLE' })
     expect(store.health().reachable).toBe(false)
+    let hints = 0
+    store.onHint(() => hints++)
     await redis.restart()
+    // Nobody says anything: that it is back is news by itself.
+    await expect.poll(() => hints, { timeout: 3000 }).toBeGreaterThan(0)
     const after = await untilReachable(() => beatOf(store))
     expect(after.isKnown).toBe(false)
     expect(after.graceMs).toBeGreaterThan(0)
