@@ -74,6 +74,8 @@ const child = spawn(node, [...collector, ...process.argv.slice(2)], {
     PATH: [dirname(node), join(modules, '.bin'), systemPath].join(delimiter),
     // ONNX Runtime would send usage data to its maker.
     ORT_DISABLE_TELEMETRY: '1',
+    // CUDA's f32 products are f32 (services/runtime/session.ts).
+    NVIDIA_TF32_OVERRIDE: '0',
     GLIBC_TUNABLES: process.env.GLIBC_TUNABLES ?? hugePages,
     NODE_COMPILE_CACHE: process.env.NODE_COMPILE_CACHE ?? join(modules, '.cache', 'compile'),
   },

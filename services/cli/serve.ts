@@ -30,7 +30,8 @@ export async function runServe(options: OptionsOf<'serve'>): Promise<number> {
   // On a terminal the page below says it all; a log in between would only disturb it.
   const level = process.stderr.isTTY && logLevel === 'info' ? 'warn' : logLevel
   const log = createLogger({ level, format: logFormat })
-  const ranks = options.ranks ?? (options.model === undefined ? demoRanks : availableParallelism())
+  const ranksHere = options.model === undefined ? demoRanks : availableParallelism()
+  const ranks = options.ranks ?? (options.provider === 'cpu' ? ranksHere : 1)
   return runProcess(
     options,
     log,

@@ -33,7 +33,7 @@ const described = {
   'metrics-listen': 'none',
   id: 'host name and a random suffix',
   zone: 'none',
-  ranks: 'cores',
+  ranks: 'cores; 1 on a device',
   memory: 'measured',
   threads: 'cores',
   cpus: 'one each where there are as many as computing threads, else any',
@@ -102,7 +102,7 @@ export const commands = {
     positionals: ['PACK'],
     flags: ['perplexity', 'window', 'tokens', 'ranks', 'threads', 'provider', 'json', ...logging],
     defaults: { window: 256, tokens: 16_384, provider: 'cpu', json: false, 'log-level': 'warn' },
-    described: { perplexity: 'none', ranks: 'cores', threads: 'cores', 'log-format': described['log-format'] },
+    described: { perplexity: 'none', ranks: described.ranks, threads: 'cores', 'log-format': described['log-format'] },
   },
   generate: {
     summary: 'streams a continuation of PROMPT, from --server or from --model in this process',

@@ -7,7 +7,7 @@ import { version } from '../config/version.ts'
 import { addExpertMetrics } from '../expert/expert-metrics.ts'
 import { LoadGauge } from '../expert/load-gauge.ts'
 import { openPack } from '../pack/reader.ts'
-import { expertNumerics } from '../runtime/canary.ts'
+import { expertNumerics, proveRowInvariance } from '../runtime/canary.ts'
 import { saturatesInt8 } from '../runtime/probe.ts'
 import { createStage, removeStage } from '../runtime/stage.ts'
 import type { Logger } from '../telemetry/log.ts'
@@ -38,8 +38,9 @@ export async function serve(settings: ServeSettings, log: Logger): Promise<Runni
 
   const avoidSaturation = provider === 'cpu' && saturatesInt8(stageDir)
   const expertClass = expertNumerics({ stageDir, provider, avoidSaturation, format })
+  if (provider !== 'cpu') proveRowInvariance({ stageDir, provider, avoidSaturation, format }, pack.manifest.spec)
   const threads = settings.threads ?? availableParallelism()
-  const ranks = settings.ranks ?? availableParallelism()
+  const ranks = settings.ranks ?? (provider === 'cpu' ? availableParallelism() : 1)
   const devices =
     provider === 'cpu'
       ? null

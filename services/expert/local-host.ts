@@ -17,7 +17,16 @@ const groupMax = { first: 32, later: 4 } as const
  */
 const webgpuGroupMax = 4
 
+/** Throws INVALID_ARGUMENT for more ranks than the provider bears. */
 export async function createLocalHost(options: ExpertHostOptions): Promise<ExpertHost> {
+  // The runtime's WebGPU sessions of a process share a command recorder without a lock: two at a time end the process.
+  if (options.provider === 'webgpu' && options.ranks > 1) {
+    throw new MoeshError(
+      'INVALID_ARGUMENT',
+      `a process has one WebGPU device, which one rank can use: ${options.ranks} ranks were asked for`,
+      'use --ranks 1, and a process for each device',
+    )
+  }
   return new LocalHost(options)
 }
 

@@ -22,7 +22,7 @@ import { connectKubernetes } from '../kubernetes/api.ts'
 import { resolveZone } from '../kubernetes/zone.ts'
 import { type Manifest, manifestSchema } from '../pack/manifest.ts'
 import { openPack, type PackReader } from '../pack/reader.ts'
-import { expertNumerics } from '../runtime/canary.ts'
+import { expertNumerics, proveRowInvariance } from '../runtime/canary.ts'
 import { claimCpus } from '../runtime/cpus.ts'
 import { saturatesInt8 } from '../runtime/probe.ts'
 import { createStage, removeStage } from '../runtime/stage.ts'
@@ -67,6 +67,7 @@ export async function startExpertNode(settings: ExpertSettings, log: Logger): Pr
   const { provider } = settings
   const avoidSaturation = provider === 'cpu' && saturatesInt8(stageDir)
   const numerics = expertNumerics({ stageDir, provider, avoidSaturation, format })
+  if (provider !== 'cpu') proveRowInvariance({ stageDir, provider, avoidSaturation, format }, spec)
   const ranks = settings.ranks ?? (provider === 'cpu' ? navigator.hardwareConcurrency : 1)
   const memoryBytes = settings.memory ?? Math.floor(process.availableMemory() * memoryShare)
   const cpus = claimCpus(ranks, settings.cpus)

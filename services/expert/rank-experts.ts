@@ -5,10 +5,10 @@ import type { ExpertCall } from '../dispatch/transport.ts'
 import type { Weight } from '../graph/graph.ts'
 import { type ExpertWeights, expertGraph } from '../graph/layers.ts'
 import type { LinearWeights } from '../graph/linear.ts'
-import { rowMultiple } from '../graph/linear.ts'
 import type { WeightFormat } from '../model/format.ts'
 import type { ModelSpec } from '../model/spec.ts'
 import { type ShardPart, shardLayout } from '../model/tensors.ts'
+import { type ProductRows, paddedRows, productRows } from '../runtime/product-rows.ts'
 import { createSession, type Feed, release, type Session, type SessionOptions } from '../runtime/session.ts'
 import type { ShardSource } from './host.ts'
 
@@ -29,15 +29,17 @@ export class RankExperts {
   readonly #spec: ModelSpec
   readonly #format: WeightFormat
   readonly #options: SessionOptions
+  readonly #ruleOf: typeof productRows
   readonly #groups = new Map<number, Group[]>()
   /** What remains of groups that an unload will hit, built before it comes. */
   readonly #remains = new Map<Group, Group[]>()
   readonly #gathered: GatheredRows
 
-  constructor(spec: ModelSpec, format: WeightFormat, options: SessionOptions) {
+  constructor(spec: ModelSpec, format: WeightFormat, options: SessionOptions, ruleOf = productRows) {
     this.#spec = spec
     this.#format = format
     this.#options = options
+    this.#ruleOf = ruleOf
     this.#gathered = new GatheredRows(format, spec.hidden)
   }
 
@@ -91,18 +93,26 @@ export class RankExperts {
   /** Computes the rows of the experts that are here, and passes over the others; returns how many rows it computed. */
   compute({ layer, experts, counts, rowIndices, rows, outputs, outputStart }: ExpertCall): number {
     const { hidden } = this.#spec
-    const padTo = Math.max(rowMultiple(this.#format, hidden), rowMultiple(this.#format, this.#moeLayer(layer).inner))
+    const rule = this.#ruleOf(this.#options.provider, this.#format, [hidden, this.#moeLayer(layer).inner])
     let computed = 0
     for (const group of this.#groups.get(layer) ?? []) {
-      const run = new GroupRun(group, this.#gathered, rows, outputs, hidden, padTo)
-      let index = 0
-      let before = 0
-      for (const [member, id] of group.experts.entries()) {
-        while (index < experts.length && (experts[index] ?? 0) < id) before += counts[index++] ?? 0
-        if (index >= experts.length || experts[index] !== id) continue
-        run.add(member, rowIndices, before, outputStart + before, counts[index] ?? 0)
+      const run = new GroupRun(group, this.#gathered, rows, outputs, hidden, rule)
+      // Where products are small, all members' next rows go together: one round computes up to `max` rows of each.
+      for (let done = 0, more = true; more; done += rule.max) {
+        more = false
+        let index = 0
+        let before = 0
+        for (const [member, id] of group.experts.entries()) {
+          while (index < experts.length && (experts[index] ?? 0) < id) before += counts[index++] ?? 0
+          if (index >= experts.length || experts[index] !== id) continue
+          const left = (counts[index] ?? 0) - done
+          if (left <= 0) continue
+          run.add(member, rowIndices, before + done, outputStart + before + done, Math.min(left, rule.max))
+          if (left > rule.max) more = true
+        }
+        run.run()
       }
-      computed += run.finish()
+      computed += run.computed
     }
     return computed
   }
@@ -229,16 +239,16 @@ class GatheredRows {
 /** Outputs `from` … of a run belong to `count` rows of the shared outputs from `to` on. */
 type Segment = { from: number; to: number; count: number }
 
-/** Gathers a group's rows, sorted by expert, each expert's count padded, and runs them whenever there are enough. */
+/** Gathers a group's rows, sorted by expert, each expert's count padded, and runs them when asked or when there are enough. */
 class GroupRun {
   readonly #group: Group
   readonly #gathered: GatheredRows
   readonly #rows: RowBuffer
   readonly #outputs: OutputBuffer
   readonly #hidden: number
-  readonly #padTo: number
+  readonly #rule: ProductRows
   #taken = 0
-  #computed = 0
+  computed = 0
   #segments: Segment[] = []
 
   constructor(
@@ -247,38 +257,32 @@ class GroupRun {
     rows: RowBuffer,
     outputs: OutputBuffer,
     hidden: number,
-    padTo: number,
+    rule: ProductRows,
   ) {
     this.#group = group
     this.#gathered = gathered
     this.#rows = rows
     this.#outputs = outputs
     this.#hidden = hidden
-    this.#padTo = padTo
+    this.#rule = rule
     group.counts.fill(0n)
   }
 
   /** `count` rows of a member, whose indices stand in `rowIndices` from `indicesAt` on. */
   add(member: number, rowIndices: Int32Array, indicesAt: number, outputAt: number, count: number): void {
     for (let done = 0; done < count; ) {
-      if (this.#taken >= runRowsMax) this.#run()
+      if (this.#taken >= runRowsMax) this.run()
       const part = Math.min(count - done, runRowsMax - this.#taken)
       this.#gather(member, rowIndices, indicesAt + done, part)
       this.#segments.push({ from: this.#taken - Number(this.#group.counts[member]), to: outputAt + done, count: part })
       done += part
       // An expert's rows are one piece of a run.
-      if (done < count) this.#run()
+      if (done < count) this.run()
     }
   }
 
-  /** Runs what is left; returns the rows computed in all. */
-  finish(): number {
-    this.#run()
-    return this.#computed
-  }
-
   #gather(member: number, rowIndices: Int32Array, indicesAt: number, count: number): void {
-    const padded = Math.ceil(count / this.#padTo) * this.#padTo
+    const padded = paddedRows(count, this.#rule)
     this.#gathered.reserve(this.#taken + padded)
     for (let i = 0; i < padded; i++) {
       this.#gathered.put(this.#taken + i, this.#rows, rowIndices[indicesAt + Math.min(i, count - 1)] ?? 0)
@@ -287,7 +291,8 @@ class GroupRun {
     this.#taken += padded
   }
 
-  #run(): void {
+  /** Runs what was gathered. */
+  run(): void {
     const taken = this.#taken
     if (taken === 0) return
     const { session, counts } = this.#group
@@ -299,7 +304,7 @@ class GroupRun {
     const hidden = this.#hidden
     for (const { from, to, count } of this.#segments) {
       this.#outputs.data.set(y.subarray(from * hidden, (from + count) * hidden), to * hidden)
-      this.#computed += count
+      this.computed += count
     }
     release(y)
     this.#segments = []

@@ -1,9 +1,12 @@
 import { createHash } from 'node:crypto'
+import { MoeshError } from '../config/errors.ts'
 import type { Weight } from '../graph/graph.ts'
 import { expertGraph, projectionGraph, routerGraph } from '../graph/layers.ts'
 import type { LinearWeights } from '../graph/linear.ts'
 import { linearParts, type WeightFormat } from '../model/format.ts'
-import { createSession, type Feed, type Provider, runtimeVersion, type SessionOptions } from './session.ts'
+import { type ModelSpec, moeLayers } from '../model/spec.ts'
+import { type ProductRows, paddedRows, productRows } from './product-rows.ts'
+import { createSession, type Feed, type Provider, release, runtimeVersion, type SessionOptions } from './session.ts'
 
 /**
  * The numerics class of a process: the bits that it computes from fixed inputs, hashed. Nodes whose experts disagree by
@@ -35,6 +38,54 @@ export function coordinatorNumerics(options: NumericsOptions, kernels: Uint8Arra
   const cpu = { ...options, provider: 'cpu' as const }
   hash.update(projectionBits(cpu)).update(routerBits(cpu)).update(hostBits()).update(kernels)
   return className('cpu', hash.digest('hex'))
+}
+
+/**
+ * Computes one row among 1 to 256 rows with an expert of each of the model's shapes, as a rank would, and throws
+ * PROVIDER_UNAVAILABLE if its bits are not always the same: on that device a request's tokens would depend on others.
+ */
+export function proveRowInvariance(options: NumericsOptions, spec: ModelSpec, ruleOf = productRows): void {
+  const inners = new Set(moeLayers(spec).map(({ ffn }) => ffn.inner))
+  for (const width of inners)
+    proveShape(options, spec.hidden, width, ruleOf(options.provider, options.format, [spec.hidden, width]))
+}
+
+const provenCounts = [1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 63, 65, 127, 129, 255, 256]
+
+function proveShape(options: NumericsOptions, inputs: number, width: number, rule: ProductRows): void {
+  const { format, provider } = options
+  const numbers = new Numbers()
+  const expert = {
+    gateUp: linearWeights(numbers, format, inputs, 2 * width),
+    down: linearWeights(numbers, format, width, inputs),
+  }
+  const session = createSession(expertGraph(format, inputs, 'silu', [expert]), options)
+  try {
+    let first: { count: number; bits: Buffer } | null = null
+    for (const count of new Set(provenCounts.map((wanted) => paddedRows(Math.min(wanted, rule.max), rule)))) {
+      const row = new Numbers().floats(inputs)
+      const rows = numbers.floats(count * inputs)
+      rows.set(row, 0)
+      rows.set(row, (count - 1) * inputs)
+      const counts: Feed = { dims: [1], type: 'int64', data: BigInt64Array.of(BigInt(count)), location: 'cpu' }
+      const y = session.run({ rows: floatFeed([count, inputs], rows), counts }).y?.data
+      if (!(y instanceof Float32Array)) throw new MoeshError('INTERNAL', 'an expert graph has no output y')
+      for (const at of [0, count - 1]) {
+        const bits = Buffer.from(y.slice(at * inputs, (at + 1) * inputs).buffer)
+        first ??= { count, bits }
+        if (bits.equals(first.bits)) continue
+        throw new MoeshError(
+          'PROVIDER_UNAVAILABLE',
+          `the execution provider "${provider}" computes other bits for a row among ${count} than among ${first.count} ` +
+            `(${format}, ${inputs} × ${width})`,
+          'results would depend on what else is computed: use another device, another format, or --provider cpu',
+        )
+      }
+      release(y)
+    }
+  } finally {
+    session.dispose()
+  }
 }
 
 function className(provider: Provider, hex: string): string {
@@ -111,8 +162,9 @@ function expertBits(options: NumericsOptions, counts: readonly number[]): Uint8A
     gateUp: linearWeights(numbers, format, hidden, 2 * inner),
     down: linearWeights(numbers, format, inner, hidden),
   }))
-  // As ranks do it: counts padded where the format asks for it.
-  const padded = counts.map((count) => (format === 'int4' ? Math.ceil(count / 2) * 2 : count))
+  // As ranks do it: as many rows as the provider's kernels ask for.
+  const rule = productRows(options.provider, format, [hidden, inner])
+  const padded = counts.map((count) => paddedRows(Math.min(count, rule.max), rule))
   const rows = padded.reduce((sum, count) => sum + count, 0)
   const feeds: Record<string, Feed> = {
     counts: { dims: [counts.length], type: 'int64', data: BigInt64Array.from(padded.map(BigInt)), location: 'cpu' },

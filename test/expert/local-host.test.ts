@@ -40,6 +40,12 @@ test.each([1, 2])(
   },
 )
 
+test('more than one rank on WebGPU is refused', async () => {
+  const { spec, weightFormat: format } = (await pack(demoCheckpoint, 'int8')).manifest
+  const host = createLocalHost({ spec, format, ranks: 2, provider: 'webgpu', cpus: null, stageDir })
+  await expect(host).rejects.toMatchObject({ code: 'INVALID_ARGUMENT', message: expect.stringContaining('--ranks 1') })
+})
+
 async function open(ranks: number) {
   const reader = await pack(demoCheckpoint, 'int8')
   const { spec, weightFormat: format } = reader.manifest
