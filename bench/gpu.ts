@@ -6,14 +6,15 @@ import type { Weight } from '../services/graph/graph.ts'
 import { expertGraph } from '../services/graph/layers.ts'
 import type { LinearWeights } from '../services/graph/linear.ts'
 import { linearParts, type WeightFormat, weightFormats } from '../services/model/format.ts'
+import { paddedRows, productRows } from '../services/runtime/product-rows.ts'
 import { createSession, type Feed, type Provider, release } from '../services/runtime/session.ts'
 import { nextWord, streamFor, type XorshiftState } from './random.ts'
 import { summarise } from './statistics.ts'
 
 /**
  * `npm run bench:gpu`: rows a second through the experts of one OLMoE layer's share (8 of 64), a provider and a weight
- * format at a time. A row is one token's part for one expert: two matrices of 2048 × 2048 and 1024 × 2048. Copies to and
- * from the device are in it. A provider that is not here, or that can't run a format, is said and left out.
+ * format at a time. A row is one token's part for one expert: two matrices of 2048 × 2048 and 1024 × 2048. Rows go as ranks
+ * give them, at most so many a product that a row's bits do not depend on others. Copies to and from the device are in it. A provider that is not here, or that can't run a format, is said and left out.
  */
 
 const hidden = 2048
@@ -65,19 +66,23 @@ function measure(provider: Provider, format: WeightFormat, stageDir: string): vo
   const graph = expertGraph(format, hidden, 'silu', weights)
   const session = createSession(graph, { stageDir, provider, avoidSaturation: false })
   try {
+    const rule = productRows(provider, format, [hidden, inner])
     for (const rowsEach of rowCounts) {
-      const input = feeds(format, format === 'int4' ? Math.ceil(rowsEach / 2) * 2 : rowsEach)
+      const input = feeds(format, paddedRows(Math.min(rowsEach, rule.max), rule))
+      const calls = Math.ceil(rowsEach / rule.max)
       session.run(input) // compiles the device's programs
       const times: number[] = []
       const untilMs = performance.now() + secondsPerCase * 1000
       while (times.length < runsMin || performance.now() < untilMs) {
         const fromMs = performance.now()
-        for (const { data } of Object.values(session.run(input))) release(data)
+        for (let call = 0; call < calls; call++) {
+          for (const { data } of Object.values(session.run(input))) release(data)
+        }
         times.push(performance.now() - fromMs)
       }
       const { median, min, max } = summarise(times)
       const rate = ((rowsEach * experts) / median) * 1000
-      const spread = `${median.toFixed(2)} ms a call, ${min.toFixed(2)} to ${max.toFixed(2)}`
+      const spread = `${median.toFixed(2)} ms in ${calls} calls, ${min.toFixed(2)} to ${max.toFixed(2)}`
       console.log(`${provider}/${format}  ${rowsEach} rows an expert: ${rate.toFixed(0)} rows/s (${spread})`)
     }
   } finally {
