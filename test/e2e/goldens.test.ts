@@ -1,5 +1,5 @@
 import { describe, expect, test } from 'vitest'
-import { compareExperts, compareLogprobs } from '../support/compare-golden.ts'
+import { compareModel } from '../support/compare-golden.ts'
 import { findGolden, readGolden } from '../support/golden.ts'
 import { testPacks } from '../support/packs.ts'
 import { runModel } from '../support/running-model.ts'
@@ -46,16 +46,7 @@ describe.each(cases)('%s', (name) => {
       maxBatchTokens,
     })
     try {
-      for (const [index, prompt] of golden.prompts.entries()) {
-        const result = await model.generate({
-          promptIds: prompt.ids,
-          sampling: { maxTokens: prompt.greedy.length },
-          output: { logprobs: -1, promptLogprobs: -1, expertTrace: true, promptExpertTrace: true },
-        })
-        expect(result.tokens[0]?.map(({ id }) => id)).toEqual(prompt.greedy)
-        compareLogprobs(golden, index, result)
-        compareExperts(golden, index, result)
-      }
+      await compareModel(golden, model)
     } finally {
       await model.close()
     }

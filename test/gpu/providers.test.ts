@@ -4,7 +4,7 @@ import { join } from 'node:path'
 import { afterAll, describe, expect, test } from 'vitest'
 import { weightFormats } from '../../services/model/format.ts'
 import { proveRowInvariance } from '../../services/runtime/canary.ts'
-import { compareExperts, compareLogprobs } from '../support/compare-golden.ts'
+import { compareModel } from '../support/compare-golden.ts'
 import { findGolden, readGolden } from '../support/golden.ts'
 import { testPacks } from '../support/packs.ts'
 import { runModel, type Topology } from '../support/running-model.ts'
@@ -29,16 +29,7 @@ describe.each(['webgpu', 'cuda'] as const)('%s', (provider) => {
     const golden = readGolden(directory)
     const model = await runModel(await pack(directory, 'f32'), one)
     try {
-      for (const [index, prompt] of golden.prompts.entries()) {
-        const result = await model.generate({
-          promptIds: prompt.ids,
-          sampling: { maxTokens: prompt.greedy.length },
-          output: { logprobs: -1, promptLogprobs: -1, expertTrace: true, promptExpertTrace: true },
-        })
-        expect(result.tokens[0]?.map(({ id }) => id)).toEqual(prompt.greedy)
-        compareLogprobs(golden, index, result)
-        compareExperts(golden, index, result)
-      }
+      await compareModel(golden, model)
     } finally {
       await model.close()
     }

@@ -1,6 +1,6 @@
 import { expect } from 'vitest'
 import type { Golden } from './golden.ts'
-import type { Result } from './running-model.ts'
+import type { Result, RunningModel } from './running-model.ts'
 
 /** ln(softmax) of a row of reference logits, in f64. */
 function logSoftmax(logits: Float32Array): Float64Array {
@@ -17,7 +17,7 @@ function largestDifference(logprobs: Float32Array | null | undefined, logits: Fl
 }
 
 /** Distributions after every position of the prompt and of the continuation. */
-export function compareLogprobs(golden: Golden, index: number, result: Result): void {
+function compareLogprobs(golden: Golden, index: number, result: Result): void {
   const prompt = golden.floats(`logits.${index}`)
   for (let position = 0; position + 1 < prompt.rows; position++) {
     const row = prompt.data.subarray(position * prompt.columns, (position + 1) * prompt.columns)
@@ -33,7 +33,7 @@ export function compareLogprobs(golden: Golden, index: number, result: Result): 
 }
 
 /** Which experts each position of the prompt chose, and their weights. */
-export function compareExperts(golden: Golden, index: number, result: Result): void {
+function compareExperts(golden: Golden, index: number, result: Result): void {
   for (const layer of golden.moeLayers) {
     const ids = golden.ints(`experts.${index}.${layer}`)
     const weights = golden.floats(`router_weights.${index}.${layer}`)
@@ -47,5 +47,19 @@ export function compareExperts(golden: Golden, index: number, result: Result): v
         expect(weight).toBeCloseTo(weights.data[from + k] ?? 0, 4)
       }
     }
+  }
+}
+
+/** All prompts of a golden, one after the other: greedy tokens, log-probabilities and chosen experts. */
+export async function compareModel(golden: Golden, model: RunningModel): Promise<void> {
+  for (const [index, prompt] of golden.prompts.entries()) {
+    const result = await model.generate({
+      promptIds: prompt.ids,
+      sampling: { maxTokens: prompt.greedy.length },
+      output: { logprobs: -1, promptLogprobs: -1, expertTrace: true, promptExpertTrace: true },
+    })
+    expect(result.tokens[0]?.map(({ id }) => id)).toEqual(prompt.greedy)
+    compareLogprobs(golden, index, result)
+    compareExperts(golden, index, result)
   }
 }
