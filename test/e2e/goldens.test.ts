@@ -1,4 +1,4 @@
-import { describe, expect, test } from 'vitest'
+import { describe, test } from 'vitest'
 import { compareModel } from '../support/compare-golden.ts'
 import { findGolden, readGolden } from '../support/golden.ts'
 import { testPacks } from '../support/packs.ts'
