@@ -14,7 +14,8 @@ import { summarise } from './statistics.ts'
 /**
  * `npm run bench:gpu`: rows a second through the experts of one OLMoE layer's share (8 of 64), a provider and a weight
  * format at a time. A row is one token's part for one expert: two matrices of 2048 × 2048 and 1024 × 2048. Rows go as ranks
- * give them, at most so many a product that a row's bits do not depend on others. Copies to and from the device are in it. A provider that is not here, or that can't run a format, is said and left out.
+ * give them, at most so many a product that a row's bits do not depend on others. Copies to and from the device are in
+ * it. A provider that is not here, or that can't run a format, is said and left out.
  */
 
 const hidden = 2048
@@ -82,7 +83,7 @@ function measure(provider: Provider, format: WeightFormat, stageDir: string): vo
       }
       const { median, min, max } = summarise(times)
       const rate = ((rowsEach * experts) / median) * 1000
-      const spread = `${median.toFixed(2)} ms in ${calls} calls, ${min.toFixed(2)} to ${max.toFixed(2)}`
+      const spread = `${median.toFixed(2)} ms for ${calls === 1 ? 'one call' : `${calls} calls`}, ${min.toFixed(2)} to ${max.toFixed(2)}`
       console.log(`${provider}/${format}  ${rowsEach} rows an expert: ${rate.toFixed(0)} rows/s (${spread})`)
     }
   } finally {

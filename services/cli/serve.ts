@@ -1,10 +1,10 @@
 import { randomUUID } from 'node:crypto'
-import { availableParallelism } from 'node:os'
 import { z } from 'zod'
 import { MoeshError } from '../config/errors.ts'
 import type { OptionsOf } from '../config/options.ts'
 import type { RunningProcess } from '../config/process.ts'
 import { serve } from '../coordinator/serve.ts'
+import { defaultRanks } from '../expert/host.ts'
 import { createLogger } from '../telemetry/log.ts'
 import { formatCount } from './bytes.ts'
 import { ApiClient } from './client.ts'
@@ -30,8 +30,8 @@ export async function runServe(options: OptionsOf<'serve'>): Promise<number> {
   // On a terminal the page below says it all; a log in between would only disturb it.
   const level = process.stderr.isTTY && logLevel === 'info' ? 'warn' : logLevel
   const log = createLogger({ level, format: logFormat })
-  const ranksHere = options.model === undefined ? demoRanks : availableParallelism()
-  const ranks = options.ranks ?? (options.provider === 'cpu' ? ranksHere : 1)
+  const isDemo = options.model === undefined && options.provider === 'cpu'
+  const ranks = options.ranks ?? (isDemo ? demoRanks : defaultRanks(options.provider))
   return runProcess(
     options,
     log,

@@ -5,6 +5,7 @@ import { journalKeepMs, journalRequestsMax } from '../config/limits.ts'
 import type { RunningProcess, ServeSettings } from '../config/process.ts'
 import { version } from '../config/version.ts'
 import { addExpertMetrics } from '../expert/expert-metrics.ts'
+import { defaultRanks } from '../expert/host.ts'
 import { LoadGauge } from '../expert/load-gauge.ts'
 import { openPack } from '../pack/reader.ts'
 import { expertNumerics, proveRowInvariance } from '../runtime/canary.ts'
@@ -40,7 +41,7 @@ export async function serve(settings: ServeSettings, log: Logger): Promise<Runni
   const expertClass = expertNumerics({ stageDir, provider, avoidSaturation, format })
   if (provider !== 'cpu') proveRowInvariance({ stageDir, provider, avoidSaturation, format }, pack.manifest.spec)
   const threads = settings.threads ?? availableParallelism()
-  const ranks = settings.ranks ?? (provider === 'cpu' ? availableParallelism() : 1)
+  const ranks = settings.ranks ?? defaultRanks(provider)
   const devices =
     provider === 'cpu'
       ? null

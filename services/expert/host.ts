@@ -1,3 +1,4 @@
+import { availableParallelism } from 'node:os'
 import type { ExpertCall, ExpertReply } from '../dispatch/transport.ts'
 import type { WeightFormat } from '../model/format.ts'
 import type { ModelSpec } from '../model/spec.ts'
@@ -9,6 +10,11 @@ export type ShardSource = ShardId & { path: string; offset: number; bytes: numbe
 
 /** `cpu` computes on this thread's core; `webgpu` and `cuda` on a device. Used or refused, never silently replaced. */
 export type Provider = 'cpu' | 'webgpu' | 'cuda'
+
+/** Of a process that is not told how many: a rank per core, or one for its device. */
+export function defaultRanks(provider: Provider): number {
+  return provider === 'cpu' ? availableParallelism() : 1
+}
 
 export type ExpertHostOptions = {
   spec: ModelSpec

@@ -30,6 +30,7 @@ import type { Logger } from '../telemetry/log.ts'
 import { addProcessMetrics, Metrics } from '../telemetry/metrics.ts'
 import { Assigned } from './assigned.ts'
 import { addExpertMetrics } from './expert-metrics.ts'
+import { defaultRanks } from './host.ts'
 import { LoadGauge, type NodeLoad } from './load-gauge.ts'
 import { createLocalHost } from './local-host.ts'
 import { Peers } from './peers.ts'
@@ -68,7 +69,7 @@ export async function startExpertNode(settings: ExpertSettings, log: Logger): Pr
   const avoidSaturation = provider === 'cpu' && saturatesInt8(stageDir)
   const numerics = expertNumerics({ stageDir, provider, avoidSaturation, format })
   if (provider !== 'cpu') proveRowInvariance({ stageDir, provider, avoidSaturation, format }, spec)
-  const ranks = settings.ranks ?? (provider === 'cpu' ? navigator.hardwareConcurrency : 1)
+  const ranks = settings.ranks ?? defaultRanks(provider)
   const memoryBytes = settings.memory ?? Math.floor(process.availableMemory() * memoryShare)
   const cpus = claimCpus(ranks, settings.cpus)
   let spillDir: string | null = null

@@ -43,11 +43,13 @@ export function coordinatorNumerics(options: NumericsOptions, kernels: Uint8Arra
 /**
  * Computes one row among 1 to 256 rows with an expert of each of the model's shapes, as a rank would, and throws
  * PROVIDER_UNAVAILABLE if its bits are not always the same: on that device a request's tokens would depend on others.
+ * For the formats that devices run, `f32` and `int4`.
  */
 export function proveRowInvariance(options: NumericsOptions, spec: ModelSpec, ruleOf = productRows): void {
   const inners = new Set(moeLayers(spec).map(({ ffn }) => ffn.inner))
-  for (const width of inners)
-    proveShape(options, spec.hidden, width, ruleOf(options.provider, options.format, [spec.hidden, width]))
+  for (const inner of inners) {
+    proveShape(options, spec.hidden, inner, ruleOf(options.provider, options.format, [spec.hidden, inner]))
+  }
 }
 
 const provenCounts = [1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 63, 65, 127, 129, 255, 256]
