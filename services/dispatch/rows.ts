@@ -44,11 +44,14 @@ export type RowBuffer = {
   readonly scales: Float32Array<SharedArrayBuffer>
 }
 
-/** Expert outputs in shared memory: [capacity, hidden] f32. */
+/** Expert outputs in shared memory: [capacity, hidden] f32, with room for a reply around them. */
 export type OutputBuffer = {
   readonly id: number
   readonly data: Float32Array<SharedArrayBuffer>
 }
+
+/** Bytes, a cache line: what a reply has before and after its outputs. */
+const replyRoom = 64
 
 let buffersMade = 0
 
@@ -63,5 +66,7 @@ export function createRowBuffer(encoding: RowEncoding, hidden: number, capacity:
 
 export function createOutputBuffer(hidden: number, capacity: number): OutputBuffer {
   buffersMade += 1
-  return { id: buffersMade, data: new Float32Array(new SharedArrayBuffer(capacity * hidden * 4)) }
+  const values = capacity * hidden
+  const memory = new SharedArrayBuffer(replyRoom + values * 4 + replyRoom)
+  return { id: buffersMade, data: new Float32Array(memory, replyRoom, values) }
 }

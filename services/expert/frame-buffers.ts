@@ -43,7 +43,8 @@ export class FrameBufferPool {
 
   /** Lends buffers for as long as `work` takes, in the order of asking. Errors: QUEUE_FULL. */
   async use<T>(rows: number, pairs: number, work: (buffers: FrameBuffers) => Promise<T>): Promise<T> {
-    const slot = await this.#take()
+    // The last one that was given back is the one whose memory is still in the cache.
+    const slot = this.#free.pop() ?? (await this.#turn())
     try {
       this.#grow(slot, rows, pairs)
       return await work(slot.buffers)
@@ -54,10 +55,7 @@ export class FrameBufferPool {
     }
   }
 
-  async #take(): Promise<Slot> {
-    // The last one that was given back is the one whose memory is still in the cache.
-    const free = this.#free.pop()
-    if (free) return free
+  #turn(): Promise<Slot> {
     if (this.#waiters.length >= waitersMax) {
       throw new MoeshError('QUEUE_FULL', `${waitersMax} calls are waiting at this node`)
     }

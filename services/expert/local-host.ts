@@ -101,17 +101,26 @@ class LocalHost implements ExpertHost {
   }
 
   async call(call: ExpertCall): Promise<ExpertReply> {
+    const times = await this.#run(call)
+    for (const timeMs of times) this.#computedMs += timeMs
+    return { computeMs: Math.max(0, ...times) }
+  }
+
+  /** What each rank took for its rows, in ms. */
+  async #run(call: ExpertCall): Promise<number[]> {
     const rows = this.#rowsByRank(call)
+    const runs: Promise<number>[] = []
+    this.#ranks.forEach((rank, index) => {
+      const rowsHere = rows[index] ?? 0
+      if (rowsHere > 0) runs.push(rank.run(call, rowsHere))
+    })
+    const [first] = runs
+    if (first && runs.length === 1) return [await first]
     // Even where one rank fails, the call has not settled before all have let go of its buffers.
-    const runs = await Promise.allSettled(
-      this.#ranks.map((rank, index) => ((rows[index] ?? 0) > 0 ? rank.run(call, rows[index] ?? 0) : 0)),
-    )
-    const times = runs.map((run) => {
+    return (await Promise.allSettled(runs)).map((run) => {
       if (run.status === 'rejected') throw run.reason
       return run.value
     })
-    for (const timeMs of times) this.#computedMs += timeMs
-    return { computeMs: Math.max(0, ...times) }
   }
 
   computedMs(): number {

@@ -43,6 +43,8 @@ export const controlWords = {
   finished: 2,
   /** The last job failed. */
   failed: 3,
+  /** Messages sent by the host so far; counted once they can be received. */
+  sent: 4,
   size: 16,
 } as const
 

@@ -70,9 +70,13 @@ function prepareUnload(ticket: number, layer: number, gone: readonly number[]): 
 /** Loading and unloading, which wait while there are rows to compute. */
 const tasks: (Exclude<ToRank, { kind: `attach-${string}` }> | { kind: 'step'; work: () => void })[] = []
 
+let received = 0
+
 /** Attachments take effect at once: the job that needs them may be posted already. */
 function receive(): void {
-  for (let next = receiveMessageOnPort(port); next; next = receiveMessageOnPort(port)) {
+  for (; received !== Atomics.load(control, controlWords.sent); received++) {
+    const next = receiveMessageOnPort(port)
+    assert(next !== undefined)
     const message = next.message as ToRank
     if (message.kind === 'attach-rows') rowBuffers.set(message.rows.id, message.rows)
     else if (message.kind === 'attach-outputs') outputBuffers.set(message.outputs.id, message.outputs)

@@ -20,6 +20,7 @@ export class Rank {
   #nextTicket = 1
   #job = new Int32Array(new SharedArrayBuffer(0))
   #queue: Promise<void> = Promise.resolve()
+  #queued = 0
   #jobError = ''
   #ended: Error | null = null
   #isClosing = false
@@ -69,11 +70,11 @@ export class Rank {
   }
 
   #inTurn<T>(work: () => Promise<T>): Promise<T> {
-    const turn = this.#queue.then(work)
-    this.#queue = turn.then(
-      () => {},
-      () => {},
-    )
+    const turn = this.#queued++ === 0 ? work() : this.#queue.then(work)
+    const done = () => {
+      this.#queued -= 1
+    }
+    this.#queue = turn.then(done, done)
     return turn
   }
 
@@ -139,6 +140,7 @@ export class Rank {
 
   #send(message: ToRank): void {
     this.#worker.postMessage(message)
+    Atomics.add(this.#control, controlWords.sent, 1)
     announce(this.#control, controlWords.wake)
   }
 

@@ -190,7 +190,7 @@ class DispatchServer implements ExpertService {
     try {
       if (this.#isClosing) throw new MoeshError('NODE_LOST', `${this.#options.nodeId} is shutting down`)
       checkRequest(frame, this.#shape)
-      this.#write(peer, await this.#compute(peer, frame, arrivedMs))
+      await this.#compute(peer, frame, arrivedMs)
     } catch (thrown) {
       const error = asMoeshError(thrown)
       if (error.code === 'INTERNAL') this.#options.onProblem?.(error)
@@ -201,7 +201,7 @@ class DispatchServer implements ExpertService {
     }
   }
 
-  #compute(peer: Peer, frame: RequestFrame, arrivedMs: number): Promise<Buffer> {
+  #compute(peer: Peer, frame: RequestFrame, arrivedMs: number): Promise<void> {
     const pairs = frame.rowIndices.length
     return this.#pool.use(frame.rows, pairs, async ({ rows, outputs }) => {
       if (peer.isOver) throw new MoeshError('CANCELLED', 'the coordinator has gone')
@@ -214,7 +214,10 @@ class DispatchServer implements ExpertService {
       this.#rows += pairs
       // For a buffer, and then for its turn on the ranks.
       this.#waitedMs += Math.max(0, this.#options.nowMs() - arrivedMs - reply.computeMs)
-      return encodeReply(frame.sequence, outputs.data.subarray(0, pairs * this.#shape.hidden), reply.computeMs, waitMs)
+      const values = pairs * this.#shape.hidden
+      const message = encodeReply(frame.sequence, outputs, values, reply.computeMs, waitMs)
+      // gRPC copies a message when it takes it, which it does at once unless another is before it.
+      this.#write(peer, peer.call.writableLength === 0 ? message : Buffer.from(message))
     })
   }
 

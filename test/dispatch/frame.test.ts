@@ -17,7 +17,7 @@ import {
   RowSelection,
 } from '../../services/dispatch/frame.ts'
 import { checkHello, encodeHello, type Hello } from '../../services/dispatch/hello.ts'
-import { rowBytes, rowEncoding } from '../../services/dispatch/rows.ts'
+import { createOutputBuffer, type OutputBuffer, rowBytes, rowEncoding } from '../../services/dispatch/rows.ts'
 import type { ExpertCall } from '../../services/dispatch/transport.ts'
 import { type WeightFormat, weightFormats } from '../../services/model/format.ts'
 import { makeCall, modelExperts, modelHidden } from './transport-contract.ts'
@@ -79,7 +79,7 @@ test('a request brings every pair its row, and each row once', () => {
   )
 })
 
-test('arrays and payloads lie at multiples of four where gRPC puts them', () => {
+test('arrays lie at multiples of four where gRPC puts them, and payloads at multiples of eight', () => {
   fc.assert(
     fc.property(calls, ({ format, call }) => {
       // gRPC hands a message out five bytes into a fresh buffer.
@@ -90,18 +90,27 @@ test('arrays and payloads lie at multiples of four where gRPC puts them', () => 
         expect(view.buffer).toBe(received.buffer)
         expect(view.byteOffset % 4).toBe(0)
       }
+      expect(frame.payload.byteOffset % 8).toBe(0)
     }),
     { seed: 12, numRuns: 50 },
   )
 })
 
+function outputsOf(values: ArrayLike<number>): OutputBuffer {
+  const outputs = createOutputBuffer(1, values.length + 1)
+  outputs.data.set(values)
+  return outputs
+}
+
 test('a reply brings its outputs', () => {
   fc.assert(
     fc.property(fc.float32Array({ minLength: 1 }), fc.nat(), (outputs, sequence) => {
-      const decoded = decodeReply(encodeReply(sequence, outputs, 1.5, 0.25))
+      const reply = encodeReply(sequence, outputsOf(outputs), outputs.length, 1.5, 0.25)
+      const decoded = decodeReply(reply)
       expect(decoded).toMatchObject({ frame: { kind: 'done', sequence, computeMs: 1.5, waitMs: 0.25 } })
       if (!('frame' in decoded) || decoded.frame.kind !== 'done') throw new Error('not done')
       const { payload } = decoded.frame
+      expect((5 + payload.byteOffset - reply.byteOffset) % 8).toBe(0)
       expect(Buffer.compare(payload, new Uint8Array(outputs.buffer, outputs.byteOffset, outputs.byteLength))).toBe(0)
     }),
     { seed: 13, numRuns: 100 },
@@ -239,7 +248,7 @@ describe('the codec is true to the .proto file', () => {
     expect([...payload.subarray(0, modelHidden)]).toEqual([
       ...call.rows.data.subarray(3 * modelHidden, 4 * modelHidden),
     ])
-    const reply = dispatch.responseDeserialize(encodeReply(5, Float32Array.of(1, 2), 2.5, 0.5))
+    const reply = dispatch.responseDeserialize(encodeReply(5, outputsOf([1, 2]), 2, 2.5, 0.5))
     expect(reply).toMatchObject({ sequence: 5, compute_ms: 2.5, wait_ms: 0.5, code: '' })
     expect(dispatch.responseDeserialize(encodeError(5, 'INTERNAL', 'why'))).toMatchObject({
       code: 'INTERNAL',

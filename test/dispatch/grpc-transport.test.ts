@@ -258,6 +258,34 @@ describe('a peer that breaks the rules', () => {
     expect(decoded.some((reply) => 'frame' in reply && reply.frame.kind === 'done')).toBe(true)
   })
 
+  test('by not reading for a while gets the replies that waited as they were computed', async () => {
+    const { address, service } = await node()
+    const { stream, replies } = await raw([hello], address)
+    await until(() => replies.length === 1)
+    stream.pause()
+    const rows = Array.from({ length: 1000 }, (_, row) => row)
+    const calls = Array.from({ length: 40 }, (_, salt) => makeCall('f32', 0, { 1: rows }, salt))
+    calls.forEach((call, index) => {
+      stream.write(encodeRequest(index + 1, call, 'f32', modelHidden, new RowSelection()))
+    })
+    await until(() => service.stats().calls === calls.length)
+    stream.resume()
+    await until(() => replies.length === 1 + calls.length)
+    const answered = new Set<number>()
+    for (const reply of replies.slice(1)) {
+      const decoded = decodeReply(reply)
+      if (!('frame' in decoded) || decoded.frame.kind !== 'done') throw new Error('not done')
+      const { sequence, payload } = decoded.frame
+      const call = calls[sequence - 1]
+      if (!call) throw new Error(`${sequence} was not asked`)
+      const start = call.outputStart * modelHidden * 4
+      const expected = Buffer.from(expectedOutputs('f32', call).buffer, start, rows.length * modelHidden * 4)
+      expect(Buffer.compare(payload, expected)).toBe(0)
+      answered.add(sequence)
+    }
+    expect(answered.size).toBe(calls.length)
+  })
+
   test('with random bytes is sent away, and the node goes on', async () => {
     const { address, problems } = await node()
     await fc.assert(

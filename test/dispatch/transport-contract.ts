@@ -199,7 +199,7 @@ export function transportContract(
       const many = Array.from({ length: 40_000 }, (_, i) => i % 512)
       const call = makeCall(format, 1, { 0: many, 1: many, 3: [5] })
       await transport.call(call)
-      expect(Buffer.compare(Buffer.from(call.outputs.data.buffer), bytesOf(expectedOutputs(format, call)))).toBe(0)
+      expect(Buffer.compare(bytesOf(call.outputs.data), bytesOf(expectedOutputs(format, call)))).toBe(0)
     })
   })
 }
