@@ -63,11 +63,16 @@ const hugePages =
   'glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:glibc.malloc.top_pad=67108864:glibc.malloc.trim_threshold=4294967296'
 // What lasts is weights and caches, which are not on JavaScript's heap: that is small, and by default it is marked anew
 // whenever it grew by a tenth, up to ten times a second, on cores that others compute on. The nursery is small since a
-// process has several of them.
-const collector = ['--heap-growing-percent=100', '--max-semi-space-size=2']
+// process has several of them. What a step calls runs once a layer, so compilers would wait for seconds of it.
+const v8Flags = [
+  '--heap-growing-percent=100',
+  '--max-semi-space-size=2',
+  '--invocation-count-for-maglev=100',
+  '--invocation-count-for-turbofan=600',
+]
 
 const node = nodeBinary()
-const child = spawn(node, [...collector, ...process.argv.slice(2)], {
+const child = spawn(node, [...v8Flags, ...process.argv.slice(2)], {
   stdio: 'inherit',
   env: {
     ...process.env,

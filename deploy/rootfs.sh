@@ -24,7 +24,7 @@ echo 'moesh:x:10001:10001::/tmp:/bin/sh' >"$root/etc/passwd"
 echo 'moesh:x:10001:' >"$root/etc/group"
 echo 'hosts: files dns' >"$root/etc/nsswitch.conf"
 cp -L /etc/os-release "$root/etc/os-release"
-printf '#!/bin/sh\nexec node --heap-growing-percent=100 --max-semi-space-size=2 /app/services/cli/main.ts "$@"\n' >"$root/usr/local/bin/moesh"
+printf '#!/bin/sh\nexec node --heap-growing-percent=100 --max-semi-space-size=2 --invocation-count-for-maglev=100 --invocation-count-for-turbofan=600 /app/services/cli/main.ts "$@"\n' >"$root/usr/local/bin/moesh"
 chmod 755 "$root/usr/local/bin/moesh"
 # What scanners read to know which versions of the libraries are inside.
 for package in libc6 libstdc++6 libgcc-s1 dash coreutils hostname util-linux; do
