@@ -40,7 +40,7 @@ export class KvBlocks implements KvView<Sequence> {
   }
 
   found(sequence: Sequence): { tokens: number; unused: number; blocks: number } {
-    const blocks = this.#find(sequence)
+    const { blocks } = this.#find(sequence)
     const unused = blocks.filter((block) => this.#pool.users(block) === 0).length
     return { tokens: blocks.length * kvBlockTokens, unused, blocks: blocks.length }
   }
@@ -48,7 +48,9 @@ export class KvBlocks implements KvView<Sequence> {
   /** A sequence that begins takes over what is found; before anybody extends. */
   begin(sequence: Sequence): void {
     assert(sequence.blocks.length === 0)
-    for (const block of this.#find(sequence)) {
+    const { blocks, missed } = this.#find(sequence)
+    this.#pool.miss(missed)
+    for (const block of blocks) {
       this.#pool.share(block)
       this.#append(sequence, block)
     }
@@ -102,14 +104,16 @@ export class KvBlocks implements KvView<Sequence> {
     sequence.blocks.push(block)
   }
 
-  #find(sequence: Sequence): number[] {
+  #find(sequence: Sequence): { blocks: number[]; missed: string[] } {
     const { output } = sequence.request.request
     // What is asked of each token of the prompt has to be computed.
-    if (output.promptLogprobs !== null || output.promptExpertTrace) return []
+    if (output.promptLogprobs !== null || output.promptExpertTrace) return { blocks: [], missed: [] }
     // Of at least one token the logits are needed.
     const full = Math.floor((sequence.tokens.length - 1) / kvBlockTokens)
     for (let index = sequence.names.length; index < full; index++) this.#nameOf(sequence, index)
-    return this.#pool.find(sequence.names.slice(0, full))
+    const names = sequence.names.slice(0, full)
+    const blocks = this.#pool.find(names)
+    return { blocks, missed: names.slice(blocks.length) }
   }
 
   #nameOf(sequence: Sequence, index: number): string {

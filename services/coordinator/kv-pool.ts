@@ -3,7 +3,9 @@ import assert from 'node:assert/strict'
 /**
  * The blocks of the KV cache, by number: how many sequences use each, and the names of those that may be found again. A
  * block whose last user goes keeps what it holds until it is needed for something else; those that were unused longest go
- * first (automatic prefix caching, as in vLLM: Kwon et al., 2023).
+ * first (automatic prefix caching, as in vLLM: Kwon et al., 2023). Memory that was never touched costs page faults, and is
+ * somebody else's until then: kept blocks are used again before it, until one is missed that more memory would have kept
+ * (the ghost entries of ARC: Megiddo and Modha, 2003).
  */
 export class KvPool {
   readonly #size: number
@@ -14,6 +16,10 @@ export class KvPool {
   /** Unused blocks: named ones, the longest unused first, and ones that hold nothing. */
   readonly #kept = new Set<number>()
   readonly #blank: number[] = []
+  /** Names that went while there were untouched blocks; as many as those would have kept, the oldest first. */
+  readonly #ghosts = new Set<string>()
+  /** Blocks that may be touched before kept ones are used again. */
+  #worthTouching = 0
 
   constructor(size: number) {
     this.#size = size
@@ -45,7 +51,8 @@ export class KvPool {
 
   /** A block that holds nothing any more, used once. There must be a free one. */
   take(): number {
-    const block = this.#blank.pop() ?? this.#untouched() ?? this.#forgotten()
+    const isTouchedFirst = this.#kept.size === 0 || this.#touched < this.#worthTouching
+    const block = this.#blank.pop() ?? (isTouchedFirst ? this.#untouched() : undefined) ?? this.#forgotten()
     assert(block !== undefined)
     this.#users[block] = 1
     return block
@@ -74,16 +81,34 @@ export class KvPool {
     this.#names[block] = name
   }
 
+  /** Nothing of these names was found; from the first on without a gap, those that a larger cache had kept make it one. */
+  miss(names: readonly string[]): void {
+    for (const name of names) {
+      if (!this.#ghosts.delete(name)) break
+      this.#worthTouching = Math.max(this.#worthTouching, this.#touched) + 1
+    }
+  }
+
+  get #touched(): number {
+    return this.#users.length
+  }
+
   #untouched(): number | undefined {
-    return this.#users.length < this.#size ? this.#users.length : undefined
+    return this.#touched < this.#size ? this.#touched : undefined
   }
 
   #forgotten(): number | undefined {
     const [block] = this.#kept
     if (block === undefined) return undefined
     this.#kept.delete(block)
-    this.#byName.delete(this.#names[block] ?? '')
+    const name = this.#names[block] ?? ''
+    this.#byName.delete(name)
     this.#names[block] = null
+    this.#ghosts.add(name)
+    for (const oldest of this.#ghosts) {
+      if (this.#ghosts.size <= this.#size - this.#touched) break
+      this.#ghosts.delete(oldest)
+    }
     return block
   }
 }

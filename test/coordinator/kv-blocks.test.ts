@@ -23,6 +23,46 @@ describe('the pool of blocks', () => {
     expect(pool.free).toBe(0)
   })
 
+  test('uses kept blocks again before it touches more, until one of them is missed', () => {
+    const pool = new KvPool(10)
+    const fill = (...names: string[]) => {
+      const blocks = names.map((name) => {
+        const block = pool.take()
+        pool.name(block, name)
+        return block
+      })
+      for (const block of blocks) pool.release(block)
+      return blocks
+    }
+    const first = fill('a', 'b')
+    pool.miss(['c', 'd'])
+    expect(fill('c', 'd')).toEqual(first)
+    // Nothing of it can be found from its beginning on.
+    pool.miss(['x', 'a', 'b'])
+    expect(fill('e')).toEqual([first[0]])
+    pool.miss(['a', 'b', 'x'])
+    expect(pool.find(['d'])).toEqual([first[1]])
+    expect(new Set([...fill('a'), ...fill('b'), ...first]).size).toBe(4)
+    expect(pool.find(['d'])).toEqual([first[1]])
+    expect(pool.find(['e'])).toEqual([first[0]])
+    expect(pool.free).toBe(10)
+    expect(first).toContain(fill('f')[0])
+  })
+
+  test('in the end touches all there is, for prompts that come again', () => {
+    const pool = new KvPool(10)
+    for (let round = 0; round < 5; round++) {
+      for (let prompt = 0; prompt < 10; prompt++) {
+        if (pool.find([`${prompt}`]).length > 0) continue
+        pool.miss([`${prompt}`])
+        const block = pool.take()
+        pool.name(block, `${prompt}`)
+        pool.release(block)
+      }
+    }
+    for (let prompt = 0; prompt < 10; prompt++) expect(pool.find([`${prompt}`])).toHaveLength(1)
+  })
+
   test('two blocks that hold the same: one is found, the other is used again', () => {
     const pool = new KvPool(2)
     const [a, b] = [pool.take(), pool.take()]
