@@ -259,12 +259,17 @@ export async function startCoordinator(settings: CoordinatorSettings, log: Logge
       nodeId: fallbackNodeId,
       held: fallback.held(),
     })
+  let lastBits = ''
   const reroute = () => {
     const held = fallback.held()
     const seen = membership.view()
     silent.retain((nodeId) => seen.nodes.has(nodeId))
     const routes = routesNow()
     dispatcher.setRoutes(routes)
+    // Experts of another class compute other bits, and what a suspended node computed may be wrong.
+    const bits = JSON.stringify([numerics(), [...seen.suspended.keys()].sort()])
+    if (bits !== lastBits) model.engine.beginEra()
+    lastBits = bits
     if (!isServing && (layers.length === 0 || (numerics() !== undefined && coverage(routes, 1).uncovered === 0))) {
       isServing = true
       api.setServing(true)

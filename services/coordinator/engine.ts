@@ -126,6 +126,10 @@ class StepEngine implements Engine {
     }
   }
 
+  beginEra(): void {
+    this.#kv.beginEra()
+  }
+
   async close(): Promise<void> {
     this.#closed = true
     for (const { sequences } of [...this.#requests.values()]) {

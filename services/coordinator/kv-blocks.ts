@@ -8,13 +8,15 @@ import { kvBlockTokens } from './team/kv-cache.ts'
 /**
  * Which blocks of the KV cache each sequence has. A full block is named after all tokens up to its end, so a sequence that
  * begins with the same ones uses it instead of computing it again. That changes no bit: what a block holds depends on
- * those tokens alone.
+ * those tokens alone, within an era.
  */
 export class KvBlocks implements KvView<Sequence> {
   readonly #pool: KvPool
   /** [slots, blocks of a sequence]: what the team's threads read. */
   readonly #table: Int32Array
   readonly #width: number
+  /** Raised when the same tokens give other bits from then on. */
+  #era = 0
 
   /** `tokensMax`: of all sequences; `width`: most blocks of one. */
   constructor(tokensMax: number, table: Int32Array, width: number) {
@@ -55,6 +57,13 @@ export class KvBlocks implements KvView<Sequence> {
       this.#append(sequence, block)
     }
     sequence.cached = sequence.blocks.length * kvBlockTokens
+    sequence.era = this.#era
+  }
+
+  /** What was computed before, and what running sequences still compute on top of it, is not found any more. */
+  beginEra(): void {
+    this.#era += 1
+    this.#pool.forget()
   }
 
   /** Room for `tokens` in all. */
@@ -64,6 +73,7 @@ export class KvBlocks implements KvView<Sequence> {
 
   /** What was computed up to `cached` may be found from now on, in full blocks. */
   publish(sequence: Sequence, before: number): void {
+    if (sequence.era !== this.#era) return
     const full = Math.floor(sequence.cached / kvBlockTokens)
     for (let index = Math.floor(before / kvBlockTokens); index < full; index++) {
       const block = sequence.blocks[index]
@@ -83,6 +93,8 @@ export class KvBlocks implements KvView<Sequence> {
       this.#append(to, block)
     }
     to.cached = from.cached
+    to.era = from.era
+    to.names = from.names.slice(0, full)
     const rest = from.blocks[full]
     if (from.cached % kvBlockTokens === 0 || rest === undefined) return null
     const copy = this.#pool.take()

@@ -89,6 +89,15 @@ export class KvPool {
     }
   }
 
+  /** Nothing that is held now is found from now on. */
+  forget(): void {
+    this.#byName.clear()
+    this.#ghosts.clear()
+    this.#names.fill(null)
+    this.#blank.push(...this.#kept)
+    this.#kept.clear()
+  }
+
   get #touched(): number {
     return this.#users.length
   }

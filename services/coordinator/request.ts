@@ -104,5 +104,7 @@ export interface Engine {
   submit(request: EngineRequest, sink: EngineSink): EngineHandle
   readonly limits: { contextLength: number; maxSequences: number; maxBatchTokens: number; queueMax: number }
   stats(): { running: number; queued: number; tokensPerSecond: number; kvTokensUsed: number; kvTokensMax: number }
+  /** From now on the same tokens give other bits: requests to come find nothing that was computed before. */
+  beginEra(): void
   close(): Promise<void>
 }

@@ -13,6 +13,7 @@ export type Sequence = {
   /** Blocks of the KV cache in the order of its tokens, and names of full ones: see `KvBlocks`. */
   blocks: number[]
   names: string[]
+  era: number
   /** When its last token was drawn; null before the first one. */
   lastTokenMs: number | null
   /** null while it waits. */
@@ -47,6 +48,7 @@ export function newSequence(request: Running, candidate: number, tokens: number[
     cached: 0,
     blocks: [],
     names: [],
+    era: 0,
     lastTokenMs: null,
     slot: null,
     state: 'waiting',

@@ -178,24 +178,31 @@ describe.skipIf(redisCommand() === null)('a cluster of processes', () => {
     }
   })
 
-  test('a node that computes wrong rows is found by the audit and suspended', async () => {
+  test('a node that computes wrong rows is found by the audit and suspended, and nothing of it stays', async () => {
     const { dir } = await pack(demoCheckpoint, 'int8')
     const cluster = await TestCluster.start({ pack: dir, experts: 2, minReplicas: 2, expert: { proxied: true } })
     const [coordinator] = cluster.coordinators
     const [bad] = cluster.experts
     if (!coordinator || !bad) throw new Error('it is not complete')
     let isFound = false
+    const long = { promptIds: Array.from({ length: 70 }, (_, at) => 5 + ((at * 37) % 250)), maxTokens: 150 }
     const load = async () => {
-      while (!isFound) await runStream(cluster, coordinator, { promptIds: [5, 9, 31], maxTokens: 200 })
+      while (!isFound) await runStream(cluster, coordinator, long)
     }
+    // What comes through its connection now is what a node with faulty memory would send.
+    bad.proxy?.corrupt(true)
+    const wrong = await runStream(cluster, coordinator, long)
     const loads = Promise.all([load(), load(), load(), load()])
     try {
-      // What comes through its connection now is what a node with faulty memory would send.
-      bad.proxy?.corrupt(true)
       await until('it is suspended', 30_000, async () => (await node(cluster, bad.id))?.state === 'SUSPENDED')
       expect((await node(cluster, bad.id))?.reason).toMatch(/audit/)
       expect((await node(cluster, 'e2'))?.state).toBe('READY')
       expect((await cluster.events()).map(({ kind }: Message) => kind)).toContain('audit.differs')
+      isFound = true
+      await loads
+      const anew = await runStream(cluster, coordinator, { ...long, cacheSalt: 'anew' })
+      expect(bits(wrong)).not.toBe(bits(anew))
+      expect(bits(await runStream(cluster, coordinator, long))).toBe(bits(anew))
       bad.proxy?.corrupt(false)
       await cluster.client(coordinator).call('moesh.v1.Cluster/Undrain', { node: bad.id })
       await until('it is taken back', 10_000, async () => (await node(cluster, bad.id))?.state === 'READY')

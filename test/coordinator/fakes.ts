@@ -108,6 +108,7 @@ export function fakeEngine(
       gate?.resolve()
       gate = null
     },
+    beginEra: () => {},
     submit: (request, sink) => {
       if (running >= allLimits.queueMax) throw new MoeshError('QUEUE_FULL', `${running} requests are waiting`)
       running++

@@ -163,6 +163,37 @@ test('what was computed before is found as far as whole blocks go, but for the l
   expect(kv.found(scored).tokens).toBe(0)
 })
 
+test('an era finds nothing of the one before, nor what running sequences add to it', () => {
+  const kv = new KvBlocks(20 * kvBlockTokens, new Int32Array(slots * width), width)
+  const compute = (sequence: Sequence, upTo: number) => {
+    const before = sequence.cached
+    kv.extend(sequence, upTo)
+    sequence.cached = upTo
+    kv.publish(sequence, before)
+  }
+  const beginning = { kinds: [1, 2, 3], tail: 5, salt: '' }
+  const [ended, running, fork, later] = [0, 1, 2, 3].map((slot) => sequenceOf(slot, beginning))
+  if (!ended || !running || !fork || !later) throw new Error('four')
+  kv.begin(ended)
+  compute(ended, ended.tokens.length)
+  kv.release(ended)
+  kv.begin(running)
+  expect(running.cached).toBe(3 * kvBlockTokens)
+  kv.fork(running, fork)
+  kv.beginEra()
+  expect(kv.found(later).tokens).toBe(0)
+  compute(running, running.tokens.length)
+  compute(fork, fork.tokens.length)
+  kv.release(running)
+  kv.release(fork)
+  expect(kv.found(later).tokens).toBe(0)
+  kv.begin(later)
+  compute(later, later.tokens.length)
+  kv.release(later)
+  expect(kv.found(sequenceOf(0, beginning)).tokens).toBe(3 * kvBlockTokens)
+  expect(kv.free).toBe(20)
+})
+
 test('a fork shares what is full and copies the rest', () => {
   const kv = new KvBlocks(20 * kvBlockTokens, new Int32Array(slots * width), width)
   const from = sequenceOf(0, { kinds: [1, 2], tail: 5, salt: '' })

@@ -9,6 +9,8 @@ export type StreamRequest = {
   maxTokens: number
   temperature?: number
   seed?: number
+  /** Only requests of the same find what others computed of their prompt. */
+  cacheSalt?: string
 }
 
 /** A token as it came: when, which, and the bits of its log-probability. */
@@ -93,12 +95,14 @@ export function longestWaitMs(
   return longest
 }
 
-function generateRequest(id: string, { promptIds, maxTokens, temperature, seed }: StreamRequest): object {
+function generateRequest(id: string, request: StreamRequest): object {
+  const { promptIds, maxTokens, temperature, seed, cacheSalt } = request
   return {
     request_id: id,
     token_ids: { ids: promptIds },
     sampling: { temperature: temperature ?? 0, max_tokens: maxTokens, ignore_eos: true, seed: seed ?? 1 },
     output: { logprobs: 0, no_text: true },
+    cache_salt: cacheSalt ?? '',
   }
 }
 
