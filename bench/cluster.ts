@@ -1,5 +1,5 @@
 import { createServer } from 'node:net'
-import { availableParallelism } from 'node:os'
+import { thisMachine } from '../services/runtime/cpus.ts'
 import { startRedis } from '../test/redis.ts'
 import { type DelayProxy, startDelayProxy } from './delay-proxy.ts'
 import { spawnMoesh } from './moesh-process.ts'
@@ -21,6 +21,13 @@ export type ClusterOptions = {
   threads: number
   /** Expert nodes are reached through proxies that can delay. */
   behindProxies: boolean
+}
+
+/** A CPU of its own for each node, as far as there are, where threads can be bound. */
+function ownCpu(node: number): string[] {
+  const { allowed, canBind } = thisMachine()
+  const cpu = allowed?.[node % allowed.length]
+  return canBind && cpu !== undefined ? ['--cpus', `${cpu}`] : []
 }
 
 export async function startCluster(options: ClusterOptions): Promise<BenchCluster> {
@@ -46,17 +53,7 @@ export async function startCluster(options: ClusterOptions): Promise<BenchCluste
         addresses.push('--advertise', proxy.address)
       }
       nodes.push(
-        spawnMoesh([
-          'expert',
-          '--ranks',
-          '1',
-          '--cpus',
-          `${node % availableParallelism()}`,
-          '--id',
-          `expert-${node}`,
-          ...addresses,
-          ...shared,
-        ]),
+        spawnMoesh(['expert', '--ranks', '1', ...ownCpu(node), '--id', `expert-${node}`, ...addresses, ...shared]),
       )
     }
     const coordinator = spawnMoesh(['coordinator', '--threads', `${threads}`, '--grpc', '127.0.0.1:0', ...shared])

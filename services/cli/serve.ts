@@ -31,7 +31,7 @@ export async function runServe(options: OptionsOf<'serve'>): Promise<number> {
   const level = process.stderr.isTTY && logLevel === 'info' ? 'warn' : logLevel
   const log = createLogger({ level, format: logFormat })
   const isDemo = options.model === undefined && options.provider === 'cpu'
-  const ranks = options.ranks ?? (isDemo ? demoRanks : defaultRanks(options.provider))
+  const ranks = options.ranks ?? (isDemo ? demoRanks : defaultRanks(options.provider, options.cpus))
   return runProcess(
     options,
     log,

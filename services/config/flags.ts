@@ -71,7 +71,7 @@ export const flags = {
   context: flag(count(1, 16_777_216), "longest sequence; at most the model's"),
   'kv-memory': flag(
     size,
-    'what the KV cache may take, e.g. 4GiB; what ended requests leave stays in it while there is room',
+    'what the KV cache may take, e.g. 4GiB; what ended requests leave is kept in it as long as that pays',
   ),
   'drain-timeout': flag(
     real('SECONDS', 0, 86_400),

@@ -19,6 +19,8 @@ const kvMemoryShare = 0.4
 const defaultBatchTokens = 512
 const defaultSequences = 128
 const queueMax = 1024
+/** 64 MiB. */
+const tableBlocksMax = 2 ** 24
 
 /** Bytes that the keys and values of one token take, over all layers. */
 export function kvBytesPerToken(spec: ModelSpec): number {
@@ -84,8 +86,19 @@ export function engineCapacity(
       'every running sequence needs a row of a step',
     )
   }
+  const contextLength = Math.min(settings.context ?? spec.contextLength, kvTokensMax)
+  // Every sequence has a row of a table with the blocks of the longest one.
+  const tableBlocks = maxSequences * Math.ceil(contextLength / kvBlockTokens)
+  if (tableBlocks > tableBlocksMax) {
+    throw new MoeshError(
+      'USAGE',
+      `--max-sequences ${maxSequences} with a context of ${contextLength} needs a table of ${tableBlocks} KV blocks, ` +
+        `more than ${tableBlocksMax}`,
+      'give it fewer, or a smaller --context',
+    )
+  }
   return {
-    contextLength: Math.min(settings.context ?? spec.contextLength, kvTokensMax),
+    contextLength,
     maxSequences,
     maxBatchTokens,
     queueMax,

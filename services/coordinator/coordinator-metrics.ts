@@ -28,7 +28,12 @@ export function addRequestMetrics(metrics: Metrics, { engine, counters }: ModelE
     counters.timeToFirstToken,
   )
   metrics.histogram('moesh_inter_token_seconds', 'From a token of a stream to its next.', counters.interToken)
-  metrics.gauge('moesh_kv_tokens', 'Tokens in the KV cache.', () => engine.stats().kvTokensUsed)
+  metrics.gauge('moesh_kv_tokens', 'Tokens in the KV cache, of running requests.', () => engine.stats().kvTokensUsed)
+  metrics.gauge(
+    'moesh_kv_kept_tokens',
+    'Tokens of ended requests that may be found.',
+    () => engine.stats().kvTokensKept,
+  )
   metrics.gauge('moesh_kv_tokens_limit', 'Room in the KV cache.', () => engine.stats().kvTokensMax)
 }
 

@@ -1,6 +1,5 @@
 import { randomUUID } from 'node:crypto'
 import { readFileSync } from 'node:fs'
-import { availableParallelism } from 'node:os'
 import { join } from 'node:path'
 import { systemClock } from '../cluster/clock.ts'
 import { Controller } from '../cluster/controller.ts'
@@ -23,6 +22,7 @@ import { moeLayers } from '../model/spec.ts'
 import { shardLayout } from '../model/tensors.ts'
 import { manifestName, openPack, type PackReader } from '../pack/reader.ts'
 import { expertNumerics } from '../runtime/canary.ts'
+import { defaultThreads } from '../runtime/cpus.ts'
 import { saturatesInt8 } from '../runtime/probe.ts'
 import { createStage, removeStage } from '../runtime/stage.ts'
 import type { Logger } from '../telemetry/log.ts'
@@ -141,7 +141,7 @@ export async function startCoordinator(settings: CoordinatorSettings, log: Logge
   })
   opened.defer(() => dispatcher.close())
 
-  const threads = settings.threads ?? availableParallelism()
+  const threads = settings.threads ?? defaultThreads(settings.cpus)
   const options = { ...settings, pack, experts: dispatcher, threads, stageDir }
   const model = opened.adopt(await startModelEngine(options), (it) => it.close())
   let isServing = false

@@ -122,6 +122,7 @@ class StepEngine implements Engine {
       queued: this.#waiting.length,
       tokensPerSecond: this.#tokensPerSecond(),
       kvTokensUsed: this.#kv.usedTokens,
+      kvTokensKept: this.#kv.keptTokens,
       kvTokensMax: this.#options.limits.kvTokensMax,
     }
   }

@@ -33,6 +33,10 @@ export class KvBlocks implements KvView<Sequence> {
     return this.#pool.used * kvBlockTokens
   }
 
+  get keptTokens(): number {
+    return this.#pool.kept * kvBlockTokens
+  }
+
   held({ blocks }: Sequence): number {
     return blocks.length
   }

@@ -34,6 +34,11 @@ export class KvPool {
     return this.#size - this.free
   }
 
+  /** Of the free ones, those that may be found. */
+  get kept(): number {
+    return this.#kept.size
+  }
+
   users(block: number): number {
     return this.#users[block] ?? 0
   }

@@ -99,11 +99,21 @@ export interface EngineHandle {
   cancel(): void
 }
 
+/** KV tokens: in whole blocks, of running sequences; kept of ended ones, to be found again; room for all together. */
+export type EngineStats = {
+  running: number
+  queued: number
+  tokensPerSecond: number
+  kvTokensUsed: number
+  kvTokensKept: number
+  kvTokensMax: number
+}
+
 export interface Engine {
   /** Throws INVALID_ARGUMENT, REQUEST_EXISTS, QUEUE_FULL. */
   submit(request: EngineRequest, sink: EngineSink): EngineHandle
   readonly limits: { contextLength: number; maxSequences: number; maxBatchTokens: number; queueMax: number }
-  stats(): { running: number; queued: number; tokensPerSecond: number; kvTokensUsed: number; kvTokensMax: number }
+  stats(): EngineStats
   /** From now on the same tokens give other bits: requests to come find nothing that was computed before. */
   beginEra(): void
   close(): Promise<void>

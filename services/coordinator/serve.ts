@@ -1,4 +1,3 @@
-import { availableParallelism } from 'node:os'
 import { join } from 'node:path'
 import { openProcessSecurity, randomId } from '../config/identity.ts'
 import { journalKeepMs, journalRequestsMax } from '../config/limits.ts'
@@ -9,6 +8,7 @@ import { defaultRanks } from '../expert/host.ts'
 import { LoadGauge } from '../expert/load-gauge.ts'
 import { openPack } from '../pack/reader.ts'
 import { expertNumerics, proveRowInvariance } from '../runtime/canary.ts'
+import { defaultThreads } from '../runtime/cpus.ts'
 import { saturatesInt8 } from '../runtime/probe.ts'
 import { createStage, removeStage } from '../runtime/stage.ts'
 import type { Logger } from '../telemetry/log.ts'
@@ -40,8 +40,10 @@ export async function serve(settings: ServeSettings, log: Logger): Promise<Runni
   const avoidSaturation = provider === 'cpu' && saturatesInt8(stageDir)
   const expertClass = expertNumerics({ stageDir, provider, avoidSaturation, format })
   if (provider !== 'cpu') proveRowInvariance({ stageDir, provider, avoidSaturation, format }, pack.manifest.spec)
-  const threads = settings.threads ?? availableParallelism()
-  const ranks = settings.ranks ?? defaultRanks(provider)
+  const threads = settings.threads ?? defaultThreads(settings.cpus)
+  const shards = allShards(pack)
+  // Threads beyond those that share everything else would have nothing to compute in a dense model.
+  const ranks = shards.length === 0 ? threads : (settings.ranks ?? defaultRanks(provider, settings.cpus))
   const devices =
     provider === 'cpu'
       ? null
@@ -49,7 +51,7 @@ export async function serve(settings: ServeSettings, log: Logger): Promise<Runni
   const options = {
     ...settings,
     pack,
-    experts: devices?.dispatcher ?? { shards: allShards(pack), ranks },
+    experts: devices?.dispatcher ?? { shards, ranks },
     threads,
     stageDir,
   }

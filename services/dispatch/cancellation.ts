@@ -1,6 +1,6 @@
 /**
- * Tells calls that nobody waits for them any more. An AbortController does the same, but with its events it costs a
- * twentieth of a layer's way to the experts and back (docs/log.md).
+ * Tells calls that nobody waits for them any more: what an AbortController does, without an event for each call of each
+ * layer.
  */
 export class Cancellation {
   #isCancelled = false

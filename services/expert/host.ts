@@ -1,7 +1,7 @@
-import { availableParallelism } from 'node:os'
 import type { ExpertCall, ExpertReply } from '../dispatch/transport.ts'
 import type { WeightFormat } from '../model/format.ts'
 import type { ModelSpec } from '../model/spec.ts'
+import { type CpuChoice, defaultThreads } from '../runtime/cpus.ts'
 
 export type ShardId = { layer: number; expert: number }
 
@@ -11,9 +11,9 @@ export type ShardSource = ShardId & { path: string; offset: number; bytes: numbe
 /** `cpu` computes on this thread's core; `webgpu` and `cuda` on a device. Used or refused, never silently replaced. */
 export type Provider = 'cpu' | 'webgpu' | 'cuda'
 
-/** Of a process that is not told how many: a rank per core, or one for its device. */
-export function defaultRanks(provider: Provider): number {
-  return provider === 'cpu' ? availableParallelism() : 1
+/** Of a process that is not told how many: a rank for each CPU that it is given, or one for its device. */
+export function defaultRanks(provider: Provider, cpus: CpuChoice | undefined): number {
+  return provider === 'cpu' ? defaultThreads(cpus) : 1
 }
 
 export type ExpertHostOptions = {

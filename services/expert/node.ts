@@ -69,7 +69,7 @@ export async function startExpertNode(settings: ExpertSettings, log: Logger): Pr
   const avoidSaturation = provider === 'cpu' && saturatesInt8(stageDir)
   const numerics = expertNumerics({ stageDir, provider, avoidSaturation, format })
   if (provider !== 'cpu') proveRowInvariance({ stageDir, provider, avoidSaturation, format }, spec)
-  const ranks = settings.ranks ?? defaultRanks(provider)
+  const ranks = settings.ranks ?? defaultRanks(provider, settings.cpus)
   const memoryBytes = settings.memory ?? Math.floor(process.availableMemory() * memoryShare)
   const cpus = claimCpus(ranks, settings.cpus)
   let spillDir: string | null = null

@@ -41,9 +41,9 @@ export function coordinatorNumerics(options: NumericsOptions, kernels: Uint8Arra
 }
 
 /**
- * Computes one row among 1 to 256 rows with an expert of each of the model's shapes, as a rank would, and throws
- * PROVIDER_UNAVAILABLE if its bits are not always the same: on that device a request's tokens would depend on others.
- * For the formats that devices run, `f32` and `int4`.
+ * Computes one row among as many others as a rank would compute at once, at every place among them, with experts of each
+ * of the model's shapes, and throws PROVIDER_UNAVAILABLE if its bits are not always the same: on that device a request's
+ * tokens would depend on others. For the formats that devices run, `f32` and `int4`.
  */
 export function proveRowInvariance(options: NumericsOptions, spec: ModelSpec, ruleOf = productRows): void {
   const inners = new Set(moeLayers(spec).map(({ ffn }) => ffn.inner))
@@ -55,35 +55,42 @@ export function proveRowInvariance(options: NumericsOptions, spec: ModelSpec, ru
 const provenCounts = [1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 63, 65, 127, 129, 255, 256]
 
 function proveShape(options: NumericsOptions, inputs: number, width: number, rule: ProductRows): void {
-  const { format, provider } = options
   const numbers = new Numbers()
-  const expert = {
-    gateUp: linearWeights(numbers, format, inputs, 2 * width),
-    down: linearWeights(numbers, format, width, inputs),
-  }
-  const session = createSession(expertGraph(format, inputs, 'silu', [expert]), options)
+  const experts = [0, 1].map(() => ({
+    gateUp: linearWeights(numbers, options.format, inputs, 2 * width),
+    down: linearWeights(numbers, options.format, width, inputs),
+  }))
+  const row = new Numbers().floats(inputs)
+  const session = createSession(expertGraph(options.format, inputs, 'silu', experts), options)
   try {
+    const beside = paddedRows(1, rule)
     let first: { count: number; bits: Buffer } | null = null
     for (const count of new Set(provenCounts.map((wanted) => paddedRows(Math.min(wanted, rule.max), rule)))) {
-      const row = new Numbers().floats(inputs)
-      const rows = numbers.floats(count * inputs)
-      rows.set(row, 0)
-      rows.set(row, (count - 1) * inputs)
-      const counts: Feed = { dims: [1], type: 'int64', data: BigInt64Array.of(BigInt(count)), location: 'cpu' }
-      const y = session.run({ rows: floatFeed([count, inputs], rows), counts }).y?.data
-      if (!(y instanceof Float32Array)) throw new MoeshError('INTERNAL', 'an expert graph has no output y')
-      for (const at of [0, count - 1]) {
-        const bits = Buffer.from(y.slice(at * inputs, (at + 1) * inputs).buffer)
-        first ??= { count, bits }
-        if (bits.equals(first.bits)) continue
-        throw new MoeshError(
-          'PROVIDER_UNAVAILABLE',
-          `the execution provider "${provider}" computes other bits for a row among ${count} than among ${first.count} ` +
-            `(${format}, ${inputs} × ${width})`,
-          'results would depend on what else is computed: use another device, another format, or --provider cpu',
-        )
+      const everywhere = Array.from({ length: count }, (_, at) => at)
+      for (const places of [everywhere, [0, count >> 1, count - 1]]) {
+        const rows = numbers.floats((count + beside) * inputs)
+        for (const place of places) rows.set(row, place * inputs)
+        const counts: Feed = {
+          dims: [2],
+          type: 'int64',
+          data: BigInt64Array.of(BigInt(count), BigInt(beside)),
+          location: 'cpu',
+        }
+        const y = session.run({ rows: floatFeed([count + beside, inputs], rows), counts }).y?.data
+        if (!(y instanceof Float32Array)) throw new MoeshError('INTERNAL', 'an expert graph has no output y')
+        for (const place of places) {
+          const bits = Buffer.from(y.slice(place * inputs, (place + 1) * inputs).buffer)
+          first ??= { count, bits }
+          if (bits.equals(first.bits)) continue
+          throw new MoeshError(
+            'PROVIDER_UNAVAILABLE',
+            `the execution provider "${options.provider}" computes other bits for row ${place + 1} of ${count} than for ` +
+              `the same row as the first of ${first.count} (${options.format}, ${inputs} × ${width})`,
+            'results would depend on what else is computed: use another device, another format, or --provider cpu',
+          )
+        }
+        release(y)
       }
-      release(y)
     }
   } finally {
     session.dispose()

@@ -1,5 +1,6 @@
 import { spawnSync } from 'node:child_process'
 import { readFileSync, readlinkSync } from 'node:fs'
+import { availableParallelism } from 'node:os'
 import { basename } from 'node:path'
 import { readCpuList } from '../config/cpu-list.ts'
 import { MoeshError } from '../config/errors.ts'
@@ -12,6 +13,11 @@ import { MoeshError } from '../config/errors.ts'
  */
 
 export type CpuChoice = readonly number[] | 'any'
+
+/** Computing threads of a process that is not told how many: one for each CPU that it is given. */
+export function defaultThreads(wanted: CpuChoice | undefined): number {
+  return Array.isArray(wanted) ? wanted.length : availableParallelism()
+}
 
 /** What a process may use and do. */
 export type Machine = {
@@ -49,20 +55,22 @@ export function placeThreads(
 export function claimCpus(threads: number, wanted: CpuChoice | undefined): readonly number[] | null {
   const cpus = placeThreads(threads, wanted, thisMachine())
   // What serves is woken beside what computes then, not on a CPU where another process does.
-  if (cpus !== null && Array.isArray(wanted)) taskset(['-a', '-pc', wanted.join(), `${process.pid}`])
+  if (cpus !== null && Array.isArray(wanted) && !taskset(['-a', '-pc', wanted.join(), `${process.pid}`])) {
+    throw new MoeshError('USAGE', `--cpus: taskset could not bind this process to ${wanted}`, 'use --cpus any')
+  }
   return cpus
 }
 
-/** Binds the calling thread; where that fails it stays as it is, since only its speed depends on it. */
-export function bindThisThread(cpu: number): void {
-  taskset(['-pc', `${cpu}`, basename(readlinkSync('/proc/thread-self'))])
+/** Binds the calling thread; where that fails (false) it stays as it is, since only its speed depends on it. */
+export function bindThisThread(cpu: number): boolean {
+  return taskset(['-pc', `${cpu}`, basename(readlinkSync('/proc/thread-self'))])
 }
 
 function taskset(args: readonly string[]): boolean {
   return spawnSync('taskset', args, { stdio: 'ignore' }).status === 0
 }
 
-function thisMachine(): Machine {
+export function thisMachine(): Machine {
   try {
     const status = readFileSync('/proc/self/status', 'utf8')
     const allowed = readCpuList(/^Cpus_allowed_list:\s*(\S+)$/m.exec(status)?.[1] ?? '') ?? null

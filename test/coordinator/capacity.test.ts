@@ -33,6 +33,11 @@ test.each([
   { why: 'no room for one block', given: { kvMemory: 1000 }, says: /give it more with --kv-memory/ },
   { why: 'more than two threads can hold', given: { kvMemory: 9 * gib }, says: /more than 2 threads can hold/ },
   { why: "a context beyond the model's", given: { context: 40000 }, says: /beyond the model's 32768/ },
+  {
+    why: 'a table of blocks beyond all measure',
+    given: { maxSequences: 65536, maxBatchTokens: 65536 },
+    says: /table of \d+ KV blocks/,
+  },
   { why: 'more sequences than rows', given: { maxSequences: 9, maxBatchTokens: 8 }, says: /above --max-batch-tokens/ },
 ])('$why is refused', async ({ given, says }) => {
   const spec = await largeSpec()

@@ -126,7 +126,7 @@ export function fakeEngine(
         },
       }
     },
-    stats: () => ({ running, queued: 0, tokensPerSecond: 0, kvTokensUsed: 0, kvTokensMax: 0 }),
+    stats: () => ({ running, queued: 0, tokensPerSecond: 0, kvTokensUsed: 0, kvTokensKept: 0, kvTokensMax: 0 }),
     close: async () => {},
   }
 }

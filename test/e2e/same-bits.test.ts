@@ -171,12 +171,23 @@ describe.each(models.filter(({ name }) => /tales|window|dense layers/.test(name)
     const together = await run(directory, format, { why: 'one after the other', threads: 2 }, turns)
     expect(together.map(bits)).toEqual(expected.map((result) => result && bits(result)))
     expect(together.map(({ usage }) => usage.cachedTokens)).toEqual([0, 64, 64, 64, 96])
-    const crowded = await run(directory, format, { why: 'in a small cache', neighbours: 7, kvTokens: 320 }, turns)
+    const small = { why: 'in a small cache', neighbours: 7, kvTokens: 320 }
+    const { results: crowded, preempted } = await runCounted(directory, format, small, turns)
+    expect(preempted).toBeGreaterThan(0)
     expect(crowded.map(bits)).toEqual(expected.map((result) => result && bits(result)))
   })
 })
 
 async function run(directory: string, format: WeightFormat, variation: Variation, all = requests): Promise<Result[]> {
+  return (await runCounted(directory, format, variation, all)).results
+}
+
+async function runCounted(
+  directory: string,
+  format: WeightFormat,
+  variation: Variation,
+  all: readonly TestRequest[],
+): Promise<{ results: Result[]; preempted: number }> {
   const model = await runModel(await pack(directory, format), { ...single, ...variation })
   try {
     const beside = Array.from({ length: variation.neighbours ?? 0 }, (_, index) => model.generate(neighbour(index)))
@@ -184,7 +195,7 @@ async function run(directory: string, format: WeightFormat, variation: Variation
     const asked = all.filter(({ candidates = 1 }) => candidates <= (variation.maxBatchTokens ?? candidates))
     const results = await (variation.neighbours ? Promise.all(asked.map(model.generate)) : inTurn(model, asked))
     await Promise.all(beside)
-    return results
+    return { results, preempted: model.preempted() }
   } finally {
     await model.close()
   }

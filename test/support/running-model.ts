@@ -52,6 +52,8 @@ export type Result = {
 
 export type RunningModel = {
   generate(request: TestRequest): Promise<Result>
+  /** Sequences that had to make room so far. */
+  preempted(): number
   close(): Promise<void>
 }
 
@@ -144,6 +146,7 @@ export async function runModel(pack: PackReader, topology: Topology): Promise<Ru
           },
         )
       }),
+    preempted: () => model.counters.preempted,
     close: async () => {
       await model.close()
       await Promise.all(nodes.map(({ close }) => close()))

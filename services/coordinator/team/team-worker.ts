@@ -19,7 +19,7 @@ const { control } = buffers
 const { threads } = limits
 /** About 30 µs: as long as it takes to sleep and to be woken. */
 const looksMax = 1000
-if (setup.cpu !== null) bindThisThread(setup.cpu)
+const isBound = setup.cpu !== null && bindThisThread(setup.cpu)
 const size = teamSize(limits)
 /** A thread beyond those that share the head draws no tokens either. */
 const draws = thread < threads
@@ -27,7 +27,7 @@ assert(parentPort !== null)
 const port = parentPort
 const say = (message: FromThread) => port.postMessage(message)
 
-const barrier = new Barrier(control, controlWords.barrier, size, setup.cpu === null ? 0 : looksMax)
+const barrier = new Barrier(control, controlWords.barrier, size, isBound ? looksMax : 0)
 
 function load(): { forward: Forward; output: HeadOutput } {
   const source = new PackTensors(pack.dir, pack.tensors)
