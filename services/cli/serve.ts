@@ -30,7 +30,7 @@ export async function runServe(options: OptionsOf<'serve'>): Promise<number> {
   // On a terminal the page below says it all; a log in between would only disturb it.
   const level = process.stderr.isTTY && logLevel === 'info' ? 'warn' : logLevel
   const log = createLogger({ level, format: logFormat })
-  const isDemo = options.model === undefined && options.provider === 'cpu'
+  const isDemo = options.model === undefined && options.provider === 'cpu' && !Array.isArray(options.cpus)
   const ranks = options.ranks ?? (isDemo ? demoRanks : defaultRanks(options.provider, options.cpus))
   return runProcess(
     options,

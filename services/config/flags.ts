@@ -64,14 +64,14 @@ export const flags = {
   threads: flag(count(1, 1024), "threads of the coordinator's own share"),
   cpus: flag(
     cpuChoice,
-    'CPUs that the process keeps to, each computing thread on one of the first; any: the system moves them about',
+    'CPUs that the process keeps to, by default with a computing thread each; any: the system moves threads about',
   ),
   'max-batch-tokens': flag(count(1, 1_048_576), 'most rows of one step'),
   'max-sequences': flag(count(1, 65_536), 'most sequences that run at once'),
   context: flag(count(1, 16_777_216), "longest sequence; at most the model's"),
   'kv-memory': flag(
     size,
-    'what the KV cache may take, e.g. 4GiB; what ended requests leave is kept in it as long as that pays',
+    'what the KV cache may take, e.g. 4GiB; prompts that begin like earlier ones are found in it',
   ),
   'drain-timeout': flag(
     real('SECONDS', 0, 86_400),

@@ -259,7 +259,7 @@ export async function startCoordinator(settings: CoordinatorSettings, log: Logge
       nodeId: fallbackNodeId,
       held: fallback.held(),
     })
-  let lastBits = ''
+  let era = ''
   const reroute = () => {
     const held = fallback.held()
     const seen = membership.view()
@@ -267,9 +267,9 @@ export async function startCoordinator(settings: CoordinatorSettings, log: Logge
     const routes = routesNow()
     dispatcher.setRoutes(routes)
     // Experts of another class compute other bits, and what a suspended node computed may be wrong.
-    const bits = JSON.stringify([numerics(), [...seen.suspended.keys()].sort()])
-    if (bits !== lastBits) model.engine.beginEra()
-    lastBits = bits
+    const present = JSON.stringify([numerics(), [...seen.suspended.keys()].sort()])
+    if (present !== era) model.engine.beginEra()
+    era = present
     if (!isServing && (layers.length === 0 || (numerics() !== undefined && coverage(routes, 1).uncovered === 0))) {
       isServing = true
       api.setServing(true)

@@ -4,7 +4,7 @@ import { Cancellation } from '../dispatch/cancellation.ts'
 import type { Dispatcher } from '../dispatch/transport.ts'
 import type { ModelSpec } from '../model/spec.ts'
 import { checkRequest } from './admission.ts'
-import { headRow, readLogprobs, type StepItem, type Wanted } from './head-rows.ts'
+import { headOfDecode, headRow, nextToken, readLogprobs, type StepItem, type Wanted } from './head-rows.ts'
 import { KvBlocks } from './kv-blocks.ts'
 import type { Engine, EngineHandle, EngineRequest, EngineSink, FinishReason } from './request.ts'
 import type { RequestCounters } from './request-counters.ts'
@@ -14,6 +14,7 @@ import { newSequence, type Running, type Sequence, wantsTrace } from './sequence
 import type { StepCounters } from './step-counters.ts'
 import { resultWords } from './team/layout.ts'
 import type { Team } from './team/team.ts'
+import { TokenRate } from './token-rate.ts'
 import { TraceRecorder } from './trace-recorder.ts'
 
 export type EngineLimits = Engine['limits'] & { kvTokensMax: number }
@@ -58,7 +59,7 @@ class StepEngine implements Engine {
   #cancellation: Cancellation | null = null
   /** Calls of sinks, in order. They are made while the next step computes, so that no step waits for a client. */
   #outbox: (() => void)[] = []
-  #tokenRate = { tokens: 0, sinceMs: 0, perSecond: 0 }
+  readonly #tokenRate: TokenRate
   readonly #loop: Promise<void>
 
   constructor(options: EngineOptions) {
@@ -70,7 +71,7 @@ class StepEngine implements Engine {
       options.team.buffers.blocks,
       kvBlocks(options.limits.contextLength),
     )
-    this.#tokenRate.sinceMs = options.nowMs()
+    this.#tokenRate = new TokenRate(options.nowMs)
     this.#loop = this.#serve()
   }
 
@@ -120,7 +121,7 @@ class StepEngine implements Engine {
     return {
       running: this.#running.length,
       queued: this.#waiting.length,
-      tokensPerSecond: this.#tokensPerSecond(),
+      tokensPerSecond: this.#tokenRate.perSecond(),
       kvTokensUsed: this.#kv.usedTokens,
       kvTokensKept: this.#kv.keptTokens,
       kvTokensMax: this.#options.limits.kvTokensMax,
@@ -259,7 +260,7 @@ class StepEngine implements Engine {
     const rows = last.row + last.count
     const traces = items.some(({ sequence }) => wantsTrace(sequence)) ? new TraceRecorder(rows) : null
     this.#cancellation = new Cancellation()
-    const early = this.#headOfDecode(items)
+    const early = headOfDecode(items, this.#options.headRowsMax)
     team.setStep(items, rows, early.map(headRow))
     steps.lap()
     const started = team.run(0, traces !== null)
@@ -337,17 +338,6 @@ class StepEngine implements Engine {
     }
   }
 
-  /**
-   * The first slice of what is wanted of the head, where the step only decodes: it can be told beforehand then, and spares
-   * the threads a wait for this one.
-   */
-  #headOfDecode(items: readonly StepItem[]): Wanted[] {
-    const decodes = ({ sequence, start, count }: StepItem) =>
-      sequence.request.promptTokens === null && count === 1 && start + 1 === sequence.tokens.length
-    if (!items.every(decodes)) return []
-    return items.slice(0, this.#options.headRowsMax).map((item) => this.#draw(item))
-  }
-
   /** Asks the head for what the step's rows are for, a slice at a time, and passes it on; `early` is there already. */
   async #handOut(items: readonly StepItem[], traces: TraceRecorder | null, early: readonly Wanted[]): Promise<void> {
     const { team, headRowsMax, steps, nowMs } = this.#options
@@ -381,7 +371,7 @@ class StepEngine implements Engine {
     }
     const isComplete = sequence.cached === sequence.tokens.length
     if (!isComplete || request.sampling.maxTokens === 0) return wanted
-    const drawn = this.#draw(item)
+    const drawn = nextToken(item)
     wanted.push(drawn)
     const forked = sequence.request.sequences.filter(
       (other) => other !== sequence && other.state === 'running' && other.cached === sequence.cached,
@@ -390,13 +380,6 @@ class StepEngine implements Engine {
       for (const other of forked) wanted.push({ ...drawn, sequence: other })
     }
     return wanted
-  }
-
-  /** The token that follows an item's last row. */
-  #draw(item: StepItem): Wanted {
-    const { sequence, row, count } = item
-    const position = sequence.tokens.length - sequence.request.request.promptIds.length
-    return { row: row + count - 1, item, position, sequence, draws: true }
   }
 
   #collectPrompt(item: StepItem, position: number, traces: TraceRecorder | null): void {
@@ -443,7 +426,7 @@ class StepEngine implements Engine {
   #countToken(sequence: Sequence, takenMs: number): void {
     const { counters } = this.#options
     const running = sequence.request
-    this.#tokenRate.tokens += 1
+    this.#tokenRate.count()
     counters.generatedTokens += 1
     if (running.firstTokenMs === null) counters.timeToFirstToken.record((takenMs - running.submittedMs) / 1000)
     running.firstTokenMs ??= takenMs
@@ -518,14 +501,5 @@ class StepEngine implements Engine {
     }
     this.#waiting = this.#waiting.filter(({ state }) => state !== 'ended')
     this.#running = this.#running.filter(({ state }) => state !== 'ended')
-  }
-
-  #tokensPerSecond(): number {
-    const nowMs = this.#options.nowMs()
-    const elapsedMs = nowMs - this.#tokenRate.sinceMs
-    if (elapsedMs >= 1000) {
-      this.#tokenRate = { tokens: 0, sinceMs: nowMs, perSecond: (this.#tokenRate.tokens * 1000) / elapsedMs }
-    }
-    return this.#tokenRate.perSecond
   }
 }

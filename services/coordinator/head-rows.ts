@@ -12,6 +12,23 @@ export type StepItem = Item & { sequence: Sequence }
 /** A row of which the head's output is wanted, and what for. */
 export type Wanted = { row: number; item: StepItem; position: number; sequence: Sequence; draws: boolean }
 
+/** The token that follows an item's last row. */
+export function nextToken(item: StepItem): Wanted {
+  const { sequence, row, count } = item
+  const position = sequence.tokens.length - sequence.request.request.promptIds.length
+  return { row: row + count - 1, item, position, sequence, draws: true }
+}
+
+/**
+ * The first slice of what is wanted of the head, where the step only decodes: it can be told beforehand then, and spares
+ * the threads a wait for this one.
+ */
+export function headOfDecode(items: readonly StepItem[], sliceRows: number): Wanted[] {
+  const decodes = ({ sequence, start, count }: StepItem) =>
+    sequence.request.promptTokens === null && count === 1 && start + 1 === sequence.tokens.length
+  return items.every(decodes) ? items.slice(0, sliceRows).map(nextToken) : []
+}
+
 export function headRow({ row, position, sequence, draws }: Wanted): HeadRow {
   const { output } = sequence.request.request
   const { slot } = sequence

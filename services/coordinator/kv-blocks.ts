@@ -46,7 +46,7 @@ export class KvBlocks implements KvView<Sequence> {
   }
 
   found(sequence: Sequence): { tokens: number; unused: number; blocks: number } {
-    const { blocks } = this.#find(sequence)
+    const blocks = this.#find(sequence)
     const unused = blocks.filter((block) => this.#pool.users(block) === 0).length
     return { tokens: blocks.length * kvBlockTokens, unused, blocks: blocks.length }
   }
@@ -54,8 +54,8 @@ export class KvBlocks implements KvView<Sequence> {
   /** A sequence that begins takes over what is found; before anybody extends. */
   begin(sequence: Sequence): void {
     assert(sequence.blocks.length === 0)
-    const { blocks, missed } = this.#find(sequence)
-    this.#pool.miss(missed)
+    const blocks = this.#find(sequence)
+    this.#pool.miss(sequence.names.slice(blocks.length))
     for (const block of blocks) {
       this.#pool.share(block)
       this.#append(sequence, block)
@@ -120,16 +120,14 @@ export class KvBlocks implements KvView<Sequence> {
     sequence.blocks.push(block)
   }
 
-  #find(sequence: Sequence): { blocks: number[]; missed: string[] } {
+  #find(sequence: Sequence): number[] {
     const { output } = sequence.request.request
     // What is asked of each token of the prompt has to be computed.
-    if (output.promptLogprobs !== null || output.promptExpertTrace) return { blocks: [], missed: [] }
+    if (output.promptLogprobs !== null || output.promptExpertTrace) return []
     // Of at least one token the logits are needed.
     const full = Math.floor((sequence.tokens.length - 1) / kvBlockTokens)
     for (let index = sequence.names.length; index < full; index++) this.#nameOf(sequence, index)
-    const names = sequence.names.slice(0, full)
-    const blocks = this.#pool.find(names)
-    return { blocks, missed: names.slice(blocks.length) }
+    return this.#pool.find(sequence.names.slice(0, full))
   }
 
   #nameOf(sequence: Sequence, index: number): string {

@@ -56,8 +56,8 @@ export class KvPool {
 
   /** A block that holds nothing any more, used once. There must be a free one. */
   take(): number {
-    const isTouchedFirst = this.#kept.size === 0 || this.#touched < this.#worthTouching
-    const block = this.#blank.pop() ?? (isTouchedFirst ? this.#untouched() : undefined) ?? this.#forgotten()
+    const isWorthTouching = this.#kept.size === 0 || this.#touched < this.#worthTouching
+    const block = this.#blank.pop() ?? (isWorthTouching ? this.#untouched() : undefined) ?? this.#forgotten()
     assert(block !== undefined)
     this.#users[block] = 1
     return block
@@ -99,7 +99,7 @@ export class KvPool {
     this.#byName.clear()
     this.#ghosts.clear()
     this.#names.fill(null)
-    this.#blank.push(...this.#kept)
+    for (const block of this.#kept) this.#blank.push(block)
     this.#kept.clear()
   }
 

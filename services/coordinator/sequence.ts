@@ -13,6 +13,7 @@ export type Sequence = {
   /** Blocks of the KV cache in the order of its tokens, and names of full ones: see `KvBlocks`. */
   blocks: number[]
   names: string[]
+  /** Of `KvBlocks`, when it began. */
   era: number
   /** When its last token was drawn; null before the first one. */
   lastTokenMs: number | null

@@ -63,6 +63,19 @@ describe('the pool of blocks', () => {
     for (let prompt = 0; prompt < 10; prompt++) expect(pool.find([`${prompt}`])).toHaveLength(1)
   })
 
+  test('forgets any number of blocks', () => {
+    const size = 200_000
+    const pool = new KvPool(size)
+    const blocks = Array.from({ length: size }, () => pool.take())
+    for (const block of blocks) pool.name(block, `${block}`)
+    for (const block of blocks) pool.release(block)
+    expect(pool.kept).toBe(size)
+    pool.forget()
+    expect(pool.kept).toBe(0)
+    expect(pool.free).toBe(size)
+    expect(pool.find(['7'])).toEqual([])
+  })
+
   test('two blocks that hold the same: one is found, the other is used again', () => {
     const pool = new KvPool(2)
     const [a, b] = [pool.take(), pool.take()]
