@@ -29,7 +29,14 @@ export type ControllerOptions = {
   report: (error: unknown) => void
 }
 
-export type RebalanceOutcome = { plan: Plan; balancednessBefore: number; bytes: number; epoch: number }
+/** Both balances are of one reading of the load; equal where nothing is to be moved. */
+export type RebalanceOutcome = {
+  plan: Plan
+  balancednessBefore: number
+  balancednessAfter: number
+  bytes: number
+  epoch: number
+}
 
 /** A tick looks at everything; between ticks, changes of the membership cause one. */
 const tickMs = 500
@@ -129,12 +136,16 @@ export class Controller {
 
   async #rebalance(dryRun: boolean): Promise<RebalanceOutcome> {
     const view = this.#options.membership.view()
-    const plan = await this.#plan(view, 1)
-    const balancednessBefore = await this.#presentBalancedness(view)
+    const layers = await this.#plannerLayers()
+    const plan = this.#plan(layers, view, 1)
+    const balancednessBefore = this.#presentBalancedness(layers, view)
     const bytes = plan.moves.reduce((sum, { layer, to }) => sum + (to === '' ? 0 : this.#shardBytes(layer)), 0)
-    if (dryRun || plan.moves.length === 0) return { plan, balancednessBefore, bytes, epoch: 0 }
+    // A plan without moves is not written: the split of the rows stays as it is, too.
+    const balancednessAfter = plan.moves.length === 0 ? balancednessBefore : plan.balancedness
+    const outcome = { plan, balancednessBefore, balancednessAfter, bytes }
+    if (dryRun || plan.moves.length === 0) return { ...outcome, epoch: 0 }
     const placement = await this.#writeTarget(plan, view, 'an operator asked for it')
-    return { plan, balancednessBefore, bytes, epoch: placement.epoch }
+    return { ...outcome, epoch: placement.epoch }
   }
 
   #schedule(delayMs: number): void {
@@ -228,14 +239,15 @@ export class Controller {
     if (this.#target === null || !sameId(idOf(this.#target), idOf(this.#active))) return null
     if (clock.nowMs() - this.#lastLoadPlanMs < loadReplanEveryMs || view.isSettling) return null
     this.#lastLoadPlanMs = clock.nowMs()
-    const before = await this.#presentBalancedness(view)
+    const layers = await this.#plannerLayers()
+    const before = this.#presentBalancedness(layers, view)
     if (before > 1 - balanceGapMin) return null
-    const plan = await this.#plan(view, undefined)
+    const plan = this.#plan(layers, view, undefined)
     return plan.balancedness - before > balanceGapMin ? 'the load has moved' : null
   }
 
   async #replan(view: ClusterView, why: string): Promise<void> {
-    const plan = await this.#plan(view, undefined)
+    const plan = this.#plan(await this.#plannerLayers(), view, undefined)
     const unmet = plan.unmet.map(({ text }) => text).join('; ')
     if (unmet !== this.#knownUnmet) {
       this.#knownUnmet = unmet
@@ -244,7 +256,7 @@ export class Controller {
     await this.#writeTarget(plan, view, why)
   }
 
-  async #plan(view: ClusterView, movesMax: number | undefined): Promise<Plan> {
+  #plan(layers: readonly PlannerLayer[], view: ClusterView, movesMax: number | undefined): Plan {
     const { minReplicas } = this.#options
     const { nodes } = this.#eligible(view)
     const ids = new Set(nodes.map(({ id }) => id))
@@ -255,7 +267,6 @@ export class Controller {
           )
         : [],
     )
-    const layers = await this.#plannerLayers()
     return planPlacement({ layers, nodes, present, minReplicas, ...(movesMax === undefined ? {} : { movesMax }) })
   }
 
@@ -269,10 +280,9 @@ export class Controller {
     }))
   }
 
-  /** Of the active placement under the present load. */
-  async #presentBalancedness(view: ClusterView): Promise<number> {
+  /** Of the active placement. */
+  #presentBalancedness(layers: readonly PlannerLayer[], view: ClusterView): number {
     if (this.#active === null) return 1
-    const layers = await this.#plannerLayers()
     const { nodes } = this.#eligible(view)
     return balancednessOf([...copiesOf(this.#active)], layers, nodes)
   }

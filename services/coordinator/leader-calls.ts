@@ -90,8 +90,8 @@ export function clusterCalls(options: ClusterCallsOptions): LeaderCalls {
           await forward(options, leader.id, 'moesh.v1.Cluster/Rebalance', { dry_run: dryRun }),
         )
       }
-      const { plan, balancednessBefore, bytes, epoch } = await controller().rebalance(dryRun)
-      return { moves: plan.moves, balancednessBefore, balancednessAfter: plan.balancedness, bytes, epoch }
+      const { plan, ...outcome } = await controller().rebalance(dryRun)
+      return { moves: plan.moves, ...outcome }
     },
     cancelElsewhere: async (requestId) => {
       const entry = await store.journalGet(requestId)
