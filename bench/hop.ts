@@ -29,6 +29,16 @@ const { values } = parseArgs({
   },
 })
 
+const whole = (name: 'clusters' | 'runs' | 'nodes' | 'threads' | 'tokens') => {
+  if (!/^[1-9]\d{0,8}$/.test(values[name]))
+    throw new Error(`--${name}: "${values[name]}" is not a whole number above 0`)
+  return Number(values[name])
+}
+const clusters = whole('clusters')
+const runs = whole('runs')
+const expertNodes = whole('nodes')
+const threads = whole('threads')
+const maxTokens = whole('tokens')
 const cacheDir = values.cache
 const checkpoint = ensureCheckpoint(cacheDir, shape, 1, () => {})
 const pack = await preparePack({ model: checkpoint, cache: cacheDir, format: 'int4' })
@@ -36,16 +46,15 @@ const load = {
   concurrency: 1,
   requests: 1,
   promptTokens: 16,
-  maxTokens: Number(values.tokens),
+  maxTokens,
   vocabulary: shape.vocabulary,
 }
 
 async function measureCluster(): Promise<number[]> {
-  const threads = Number(values.threads)
   const cluster = await startCluster({
     pack,
     cacheDir,
-    expertNodes: Number(values.nodes),
+    expertNodes,
     threads,
     behindProxies: false,
   })
@@ -58,7 +67,7 @@ async function measureCluster(): Promise<number[]> {
     })
     const medians: number[] = []
     // The first run, while code is compiled, is not measured.
-    for (let run = 0; run <= Number(values.runs); run++) {
+    for (let run = 0; run <= runs; run++) {
       const before = await readProfile(client)
       const { result, othersCores } = await watch(() => runLoad(client, load, new AbortController().signal))
       const hop = tokenProfile(before, await readProfile(client)).one_row_overhead_ms
@@ -78,7 +87,7 @@ async function measureCluster(): Promise<number[]> {
 }
 
 const medians: number[] = []
-for (let cluster = 0; cluster < Number(values.clusters); cluster++) {
+for (let cluster = 0; cluster < clusters; cluster++) {
   console.log(`cluster ${cluster + 1}`)
   medians.push(...(await measureCluster()))
 }
