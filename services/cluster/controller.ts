@@ -1,14 +1,13 @@
 import { asMoeshError, MoeshError } from '../config/errors.ts'
 import type { Clock } from './clock.ts'
 import { type Eligible, eligibleNodes } from './eligible.ts'
-import { decodeHeld } from './held.ts'
 import { createElection, type Election } from './leader.ts'
 import { mergeLoads } from './load.ts'
 import type { Membership } from './membership.ts'
 import { copiesOf, type Placement, type PlacementId, sameId } from './placement.ts'
 import { balancednessOf, type Plan, type PlannerLayer, planPlacement } from './planner/plan.ts'
 import type { ClusterEvent, DrainedBy, Store } from './store.ts'
-import { lastCopies, missingCopies, targetLayers } from './target.ts'
+import { lastCopies, missingCopies, presentCopies, targetLayers } from './target.ts'
 import type { ClusterView } from './view.ts'
 
 export type ControllerOptions = {
@@ -236,7 +235,7 @@ export class Controller {
 
   async #whyRebalance(view: ClusterView): Promise<string | null> {
     const { clock } = this.#options
-    if (this.#target === null || !sameId(idOf(this.#target), idOf(this.#active))) return null
+    if (!this.#isSettled()) return null
     if (clock.nowMs() - this.#lastLoadPlanMs < loadReplanEveryMs || view.isSettling) return null
     this.#lastLoadPlanMs = clock.nowMs()
     const layers = await this.#plannerLayers()
@@ -259,15 +258,13 @@ export class Controller {
   #plan(layers: readonly PlannerLayer[], view: ClusterView, movesMax: number | undefined): Plan {
     const { minReplicas } = this.#options
     const { nodes } = this.#eligible(view)
-    const ids = new Set(nodes.map(({ id }) => id))
-    const present = [...view.nodes].flatMap(([node, { status }]) =>
-      ids.has(node)
-        ? [...decodeHeld(status.held)].flatMap(([layer, experts]) =>
-            [...experts].map((expert) => ({ layer, expert, node })),
-          )
-        : [],
-    )
+    const present = presentCopies(view, nodes, this.#isSettled() ? this.#target : null)
     return planPlacement({ layers, nodes, present, minReplicas, ...(movesMax === undefined ? {} : { movesMax }) })
+  }
+
+  /** There is a placement, and every node holds what it asks. */
+  #isSettled(): boolean {
+    return this.#target !== null && sameId(idOf(this.#target), idOf(this.#active))
   }
 
   async #plannerLayers(): Promise<PlannerLayer[]> {

@@ -1,5 +1,5 @@
 import { decodeHeld } from './held.ts'
-import { copiesOf, type Placement, weightUnit } from './placement.ts'
+import { copiesOf, type Placement, shardsOf, weightUnit } from './placement.ts'
 import type { PlannedCopy } from './planner/plan.ts'
 import type { ClusterView } from './view.ts'
 
@@ -46,6 +46,25 @@ export function targetLayers(
     if (at !== undefined) byLayer.get(layer)?.experts[expert]?.push(at, weight)
   }
   return result
+}
+
+/**
+ * What the nodes hold and a plan can count on. What a node of a settled placement holds beside it is left over from
+ * before, and it is letting go of it.
+ */
+export function presentCopies(
+  view: ClusterView,
+  nodes: readonly { id: string }[],
+  settled: Placement | null,
+): { layer: number; expert: number; node: string }[] {
+  return nodes.flatMap(({ id }) => {
+    const wanted = settled?.nodes.includes(id) ? shardsOf(settled, id) : null
+    return [...decodeHeld(view.nodes.get(id)?.status.held ?? {})].flatMap(([layer, experts]) =>
+      [...experts]
+        .filter((expert) => wanted === null || wanted.get(layer)?.has(expert))
+        .map((expert) => ({ layer, expert, node: id })),
+    )
+  })
 }
 
 /** By node of the target, how many of its copies it does not report yet. */

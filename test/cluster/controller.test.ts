@@ -1,5 +1,6 @@
 import { expect, test } from 'vitest'
-import type { Placement } from '../../services/cluster/placement.ts'
+import { countHeld, decodeHeld } from '../../services/cluster/held.ts'
+import { copiesOf, type Placement, sameId } from '../../services/cluster/placement.ts'
 import { Simulation } from './simulation.ts'
 
 /** The leader needs about 600 ms here, from the drain to the end of the call that writes the target. */
@@ -56,4 +57,32 @@ test('before and after a rebalance are of one reading of the load, however it mo
     heard.add(balancednessBefore)
   }
   expect(heard.size).toBeGreaterThan(1)
+})
+
+test('what a node holds beside a settled placement, and is letting go of, is no part of a plan', async () => {
+  const world = new Simulation()
+  world.minReplicas = 2
+  await world.coordinator('c1')
+  await world.expert('a', { ranks: 8 })
+  for (const id of ['b', 'c']) await world.expert(id)
+  await world.clock.advance(5000)
+  const operator = world.store.seenBy('the operator')
+  await operator.setDrained('a', 'operator')
+  await world.clock.advance(5000)
+  expect(world.experts.get('a')?.shards()).toBe(0)
+  await operator.setDrained('a', null)
+  const { controller, membership } = world.coordinators.get('c1') ?? {}
+  let settledWithLeftovers = 0
+  for (let ms = 0; ms < 3000; ms += 5) {
+    await world.clock.advance(5)
+    const active = controller?.active()
+    const { target = null, nodes = new Map() } = membership?.view() ?? {}
+    if (!active || !sameId(active, target) || !active.nodes.includes('a')) continue
+    const told = [...nodes.values()].map(({ status }) => countHeld(decodeHeld(status.held)))
+    if (told.reduce((sum, count) => sum + count, 0) > [...copiesOf(active)].length) settledWithLeftovers++
+    const { plan, balancednessBefore, balancednessAfter } = (await controller?.rebalance(true)) ?? {}
+    expect(plan?.moves).toEqual([])
+    expect(balancednessAfter).toBe(balancednessBefore)
+  }
+  expect(settledWithLeftovers).toBeGreaterThan(0)
 })
