@@ -139,6 +139,7 @@ const root = object({
     kvMemory: flag('kv-memory', memory),
     maxBatchTokens: flag('max-batch-tokens', integer(0, 1_048_576)),
     maxSequences: flag('max-sequences', integer(0, 65_536)),
+    speculate: flag('speculate', integer(0, 64)),
     context: flag('context', integer(0, 16_777_216)),
     preStopSeconds: integer(0, 3600),
     strategy: object({ maxSurge: countOrShare, maxUnavailable: countOrShare }),

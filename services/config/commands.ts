@@ -16,7 +16,7 @@ const tls = ['tls-cert', 'tls-key', 'tls-ca', 'insecure'] as const
 const clientTls = ['tls-cert', 'tls-key', 'tls-ca'] as const
 const process = ['drain-timeout', 'ready-file', ...logging, ...tls] as const
 const node = ['grpc', 'advertise', 'health', 'metrics-listen', 'store', 'cluster', 'id', 'zone'] as const
-const engine = ['threads', 'cpus', 'max-batch-tokens', 'max-sequences', 'context', 'kv-memory'] as const
+const engine = ['threads', 'cpus', 'max-batch-tokens', 'max-sequences', 'speculate', 'context', 'kv-memory'] as const
 
 const nodeDefaults = {
   store: 'redis://127.0.0.1:6379',
@@ -55,7 +55,7 @@ export const commands = {
     summary: 'everything in one process: coordinator, experts on its threads, store in memory',
     positionals: ['[MODEL]'],
     flags: [...node, 'model', 'format', 'cache', 'ranks', 'memory', 'provider', ...engine, ...process],
-    defaults: { ...nodeDefaults, grpc: '127.0.0.1:50051', store: 'memory:', format: 'int8' },
+    defaults: { ...nodeDefaults, grpc: '127.0.0.1:50051', store: 'memory:', format: 'int8', speculate: 0 },
     described: { ...described, model: 'the demo model' },
   },
   coordinator: {
@@ -73,7 +73,7 @@ export const commands = {
       ...engine,
       ...process,
     ],
-    defaults: { ...nodeDefaults, grpc: '127.0.0.1:50051', format: 'int8', 'min-replicas': 1 },
+    defaults: { ...nodeDefaults, grpc: '127.0.0.1:50051', format: 'int8', 'min-replicas': 1, speculate: 0 },
     described: { ...described, model: 'required' },
   },
   expert: {

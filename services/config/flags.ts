@@ -68,6 +68,10 @@ export const flags = {
   ),
   'max-batch-tokens': flag(count(1, 1_048_576), 'most rows of one step'),
   'max-sequences': flag(count(1, 65_536), 'most sequences that run at once'),
+  speculate: flag(
+    count(0, 64),
+    'most tokens that a step guesses of a sequence that repeats itself or its prompt; no output depends on it',
+  ),
   context: flag(count(1, 16_777_216), "longest sequence; at most the model's"),
   'kv-memory': flag(
     size,

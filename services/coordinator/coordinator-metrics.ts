@@ -22,6 +22,8 @@ export function addRequestMetrics(metrics: Metrics, { engine, counters }: ModelE
     () => counters.cachedPromptTokens,
   )
   metrics.counter('moesh_generation_tokens_total', 'Tokens generated.', () => counters.generatedTokens)
+  metrics.counter('moesh_guessed_tokens_total', 'Tokens computed on a guess.', () => counters.guessedTokens)
+  metrics.counter('moesh_guessed_right_total', 'Of them, those that were drawn.', () => counters.guessedRight)
   metrics.histogram(
     'moesh_time_to_first_token_seconds',
     'From a request to its first token.',

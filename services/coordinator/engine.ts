@@ -4,13 +4,13 @@ import { Cancellation } from '../dispatch/cancellation.ts'
 import type { Dispatcher } from '../dispatch/transport.ts'
 import type { ModelSpec } from '../model/spec.ts'
 import { checkRequest } from './admission.ts'
-import { headOfDecode, headRow, nextToken, readLogprobs, type StepItem, type Wanted } from './head-rows.ts'
+import { headOfDecode, headRow, isWanted, nextTokens, readLogprobs, type StepItem, type Wanted } from './head-rows.ts'
 import { KvBlocks } from './kv-blocks.ts'
 import type { Engine, EngineHandle, EngineRequest, EngineSink, FinishReason } from './request.ts'
 import type { RequestCounters } from './request-counters.ts'
 import { looksBack } from './sampling.ts'
 import { kvBlocks, planStep, type StepPlan } from './scheduler.ts'
-import { newSequence, type Running, type Sequence, wantsTrace } from './sequence.ts'
+import { guess, newSequence, type Running, type Sequence, wantsTrace } from './sequence.ts'
 import type { StepCounters } from './step-counters.ts'
 import { resultWords } from './team/layout.ts'
 import type { Team } from './team/team.ts'
@@ -31,6 +31,8 @@ export type EngineOptions = {
   /** Most alternatives that log-probabilities may name. */
   topMax: number
   headRowsMax: number
+  /** Most tokens that a step guesses of a sequence; 0: none. */
+  guessesMax: number
   steps: StepCounters
   counters: RequestCounters
   nowMs: () => number
@@ -95,7 +97,8 @@ class StepEngine implements Engine {
     const separate = request.resumeFrom !== undefined
     for (let candidate = 0; candidate < request.candidates; candidate++) {
       const given = request.resumeFrom?.[candidate] ?? []
-      const sequence = newSequence(running, candidate, [...request.promptIds, ...given], this.#arrivals++)
+      const tokens = [...request.promptIds, ...given]
+      const sequence = newSequence(running, candidate, tokens, this.#arrivals++, this.#options.guessesMax)
       running.sequences.push(sequence)
       running.outputTokens += given.length
       if (candidate === 0 || separate) this.#waiting.push(sequence)
@@ -183,13 +186,19 @@ class StepEngine implements Engine {
   }
 
   #schedule(): StepItem[] {
-    const { team } = this.#options
+    const { team, guessesMax, limits, counters } = this.#options
+    for (const sequence of this.#running) guess(sequence, guessesMax, limits.contextLength)
     let row = 0
-    const items = this.#plan().scheduled.map(({ sequence, count }): StepItem => {
-      assert(sequence.slot !== null)
-      this.#kv.extend(sequence, sequence.cached + count)
-      const item = { slot: sequence.slot, start: sequence.cached, count, row, sequence }
-      for (let i = 0; i < count; i++) team.buffers.tokens[row + i] = sequence.tokens[sequence.cached + i] ?? 0
+    const items = this.#plan().scheduled.map(({ sequence, count: known, guessed }): StepItem => {
+      const { slot, cached: start, tokens } = sequence
+      assert(slot !== null)
+      const count = known + guessed
+      this.#kv.extend(sequence, start + count)
+      const guesses = sequence.guesses.slice(0, guessed)
+      for (let i = 0; i < known; i++) team.buffers.tokens[row + i] = tokens[start + i] ?? 0
+      team.buffers.tokens.set(guesses, row + known)
+      const item = { slot, start, count, row, sequence, guesses }
+      counters.guessedTokens += guessed
       row += count
       return item
     })
@@ -248,6 +257,7 @@ class StepEngine implements Engine {
     this.#running = this.#running.filter((other) => other !== sequence)
     this.#releaseSlot(sequence)
     sequence.state = 'waiting'
+    sequence.guesses = []
     this.#options.counters.preempted += 1
     this.#waiting.push(sequence)
   }
@@ -260,8 +270,8 @@ class StepEngine implements Engine {
     const rows = last.row + last.count
     const traces = items.some(({ sequence }) => wantsTrace(sequence)) ? new TraceRecorder(rows) : null
     this.#cancellation = new Cancellation()
-    const early = headOfDecode(items, this.#options.headRowsMax)
-    team.setStep(items, rows, early.map(headRow))
+    const early = headOfDecode(items)
+    team.setStep(items, rows, early.slice(0, this.#options.headRowsMax).map(headRow))
     steps.lap()
     const started = team.run(0, traces !== null)
     this.#deliver()
@@ -276,15 +286,15 @@ class StepEngine implements Engine {
       steps.ranTeam()
     }
     this.#cancellation = null
-    for (const { sequence, start, count } of items) {
+    for (const { sequence, start, count, guesses } of items) {
       // One that was ended on the way has no blocks any more.
       if (sequence.slot === null) continue
-      sequence.cached += count
+      sequence.cached += count - guesses.length
       this.#kv.publish(sequence, start)
     }
     this.#forkCandidates(items)
     await this.#handOut(items, traces, early)
-    steps.end(rows, items.length)
+    steps.end(rows, items.length, early.length > 0 ? 'decode' : 'prefill')
   }
 
   async #dispatch(
@@ -338,17 +348,18 @@ class StepEngine implements Engine {
     }
   }
 
-  /** Asks the head for what the step's rows are for, a slice at a time, and passes it on; `early` is there already. */
+  /** Asks the head for what the step's rows are for, a slice at a time, and passes it on; the first of `early` is there. */
   async #handOut(items: readonly StepItem[], traces: TraceRecorder | null, early: readonly Wanted[]): Promise<void> {
     const { team, headRowsMax, steps, nowMs } = this.#options
     const take = (slice: readonly Wanted[]) => {
       const takenMs = nowMs()
       for (const [index, want] of slice.entries()) this.#take(want, index, traces, takenMs)
     }
-    take(early)
-    const wanted = items.slice(early.length).flatMap((item) => this.#wanted(item, traces))
+    take(early.slice(0, headRowsMax))
+    const wanted = early.length > 0 ? early.slice(headRowsMax) : items.flatMap((item) => this.#wanted(item, traces))
     for (let from = 0; from < wanted.length; from += headRowsMax) {
-      const slice = wanted.slice(from, from + headRowsMax)
+      const slice = wanted.slice(from, from + headRowsMax).filter(isWanted)
+      if (slice.length === 0) continue
       steps.lap()
       await team.head(slice.map(headRow))
       steps.ranHead()
@@ -367,12 +378,12 @@ class StepEngine implements Engine {
     for (let i = 0; collects && i < count && start + i < promptTokens; i++) {
       this.#collectPrompt(item, start + i, traces)
       const scored = request.output.promptLogprobs !== null && start + i + 1 < promptTokens
-      if (scored) wanted.push({ row: row + i, item, position: start + i, sequence, draws: false })
+      if (scored) wanted.push({ row: row + i, position: start + i, sequence, draws: false, guess: null })
     }
     const isComplete = sequence.cached === sequence.tokens.length
     if (!isComplete || request.sampling.maxTokens === 0) return wanted
-    const drawn = nextToken(item)
-    wanted.push(drawn)
+    const [drawn, ...behindGuesses] = nextTokens(item)
+    wanted.push(drawn, ...behindGuesses)
     const forked = sequence.request.sequences.filter(
       (other) => other !== sequence && other.state === 'running' && other.cached === sequence.cached,
     )
@@ -394,9 +405,9 @@ class StepEngine implements Engine {
 
   /** Result `index` of the head slice. */
   #take(want: Wanted, index: number, traces: TraceRecorder | null, takenMs: number): void {
-    const { sequence, position, draws } = want
+    const { sequence, position, draws, guess } = want
     const running = sequence.request
-    if (sequence.state === 'ended') return
+    if (!isWanted(want)) return
     const { buffers } = this.#options.team
     if (!draws) {
       const entry = running.promptTokens?.[position + 1]
@@ -407,6 +418,7 @@ class StepEngine implements Engine {
       return
     }
     this.#sendPrompt(running)
+    if (guess !== null) this.#keepGuess(sequence)
     const id = buffers.results[index * resultWords.size + resultWords.token] ?? 0
     const experts = running.request.output.expertTrace && traces !== null ? traces.of(want.row) : null
     const logprobs = readLogprobs(buffers, index, running.request.output.logprobs)
@@ -421,6 +433,13 @@ class StepEngine implements Engine {
     } else if (outputTokens >= sampling.maxTokens || sequence.tokens.length >= this.limits.contextLength) {
       this.#end(sequence, { kind: 'length' })
     }
+  }
+
+  /** The guess at the end of its tokens was right, and has been computed. */
+  #keepGuess(sequence: Sequence): void {
+    sequence.cached += 1
+    this.#kv.publish(sequence, sequence.cached - 1)
+    this.#options.counters.guessedRight += 1
   }
 
   #countToken(sequence: Sequence, takenMs: number): void {

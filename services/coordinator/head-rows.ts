@@ -6,27 +6,45 @@ import type { HeadRow } from './team/team.ts'
 
 /** What a step asks of the head, and how its answers are read. */
 
-/** The rows of one sequence in a step. */
-export type StepItem = Item & { sequence: Sequence }
+/** The rows of one sequence in a step; the last of them are of tokens that are guessed to follow. */
+export type StepItem = Item & { sequence: Sequence; guesses: readonly number[] }
 
 /** A row of which the head's output is wanted, and what for. */
-export type Wanted = { row: number; item: StepItem; position: number; sequence: Sequence; draws: boolean }
+export type Wanted = {
+  row: number
+  /** Of the sequence whose output it is, in the prompt or in what is drawn. */
+  position: number
+  sequence: Sequence
+  draws: boolean
+  /** The token of the row, where it was guessed: if another was drawn, the row is worth nothing. */
+  guess: number | null
+}
 
-/** The token that follows an item's last row. */
-export function nextToken(item: StepItem): Wanted {
-  const { sequence, row, count } = item
+/** The tokens that follow an item's rows: one, and one behind each guess. */
+export function nextTokens({ sequence, row, count, guesses }: StepItem): [Wanted, ...Wanted[]] {
   const position = sequence.tokens.length - sequence.request.request.promptIds.length
-  return { row: row + count - 1, item, position, sequence, draws: true }
+  const first = row + count - 1 - guesses.length
+  return [
+    { row: first, position, sequence, draws: true, guess: null },
+    ...guesses.map((guess, i) => ({ row: first + 1 + i, position: position + 1 + i, sequence, draws: true, guess })),
+  ]
+}
+
+/** Nothing has made the row worthless meanwhile. */
+export function isWanted({ sequence, position, guess }: Wanted): boolean {
+  if (sequence.state === 'ended') return false
+  const { tokens, request } = sequence
+  return guess === null || (tokens.length === request.request.promptIds.length + position && tokens.at(-1) === guess)
 }
 
 /**
- * The first slice of what is wanted of the head, where the step only decodes: it can be told beforehand then, and spares
- * the threads a wait for this one.
+ * What is wanted of the head, where the step only decodes: it can be told beforehand then, and spares the threads a wait
+ * for this one.
  */
-export function headOfDecode(items: readonly StepItem[], sliceRows: number): Wanted[] {
-  const decodes = ({ sequence, start, count }: StepItem) =>
-    sequence.request.promptTokens === null && count === 1 && start + 1 === sequence.tokens.length
-  return items.every(decodes) ? items.slice(0, sliceRows).map(nextToken) : []
+export function headOfDecode(items: readonly StepItem[]): Wanted[] {
+  const decodes = ({ sequence, start, count, guesses }: StepItem) =>
+    sequence.request.promptTokens === null && count === 1 + guesses.length && start + 1 === sequence.tokens.length
+  return items.every(decodes) ? items.flatMap(nextTokens) : []
 }
 
 export function headRow({ row, position, sequence, draws }: Wanted): HeadRow {

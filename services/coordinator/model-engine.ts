@@ -24,6 +24,8 @@ export type ModelEngineOptions = CapacitySettings & {
   /** What brings rows to the experts; or all experts, for `ranks` of the team's own threads to compute. */
   experts: Dispatcher | { shards: readonly ShardSource[]; ranks: number }
   threads: number
+  /** Most tokens that a step guesses of a sequence; 0: none. */
+  speculate: number
   /** For the team's threads, as `claimCpus` takes it. */
   cpus: CpuChoice | undefined
   stageDir: string
@@ -97,6 +99,7 @@ export async function startModelEngine(options: ModelEngineOptions): Promise<Mod
     limits,
     topMax,
     headRowsMax,
+    guessesMax: options.speculate,
     steps,
     counters,
     nowMs,

@@ -18,6 +18,9 @@ export class RequestCounters {
   /** Of these, found in the KV cache. */
   cachedPromptTokens = 0
   generatedTokens = 0
+  /** Computed before they were drawn, and those of them that were drawn then. */
+  guessedTokens = 0
+  guessedRight = 0
   /** Seconds from a request's arrival here to its first token, and from a token to the next of the same candidate. */
   readonly timeToFirstToken = new Histogram(firstTokenBounds)
   readonly interToken = new Histogram(interTokenBounds)

@@ -17,6 +17,8 @@ export type Schedulable = {
   cached: number
   /** Tokens known but not cached yet: 1 while decoding, more while the prompt is read; all of them while it waits. */
   pending: number
+  /** Guesses of what follows the pending tokens, to be computed if there is room that nobody else wants. */
+  guessed: number
 }
 
 export type StepLimits = {
@@ -39,7 +41,7 @@ export type KvView<S> = {
 
 export type StepPlan<S> = {
   /** In the order of the step's rows. */
-  scheduled: { sequence: S; count: number }[]
+  scheduled: { sequence: S; count: number; guessed: number }[]
   /**
    * Running sequences that lose their cache and wait again. Blocks that only they shared are free after that, which the
    * plan does not know: if it schedules nobody, plan again.
@@ -70,7 +72,8 @@ export function planStep<S extends Schedulable>(
 
   /** Takes the KV blocks for `count` more tokens, from those last in order if need be. */
   const reserve = (sequence: S, count: number): boolean => {
-    const need = kvBlocks(sequence.cached + count) - kv.held(sequence)
+    // It may hold blocks in which guesses were that turned out wrong.
+    const need = Math.max(0, kvBlocks(sequence.cached + count) - kv.held(sequence))
     while (need > free) {
       const victim = order.findLast((other) => active.has(other) && !scheduled.has(other))
       if (victim === undefined) return false
@@ -110,5 +113,20 @@ export function planStep<S extends Schedulable>(
       rows -= count
     }
   }
-  return { scheduled: [...scheduled].map(([sequence, count]) => ({ sequence, count })), preempted, admitted }
+  /** Of rows and blocks that are left. */
+  const guessesOf = (sequence: S, count: number): number => {
+    const { cached, pending, guessed } = sequence
+    if (guessed === 0 || count < pending) return 0
+    const tokens = cached + count
+    const blocks = Math.max(kv.held(sequence), kvBlocks(tokens))
+    const fitting = Math.min(guessed, rows, (blocks + free) * kvBlockTokens - tokens)
+    rows -= fitting
+    free -= Math.max(0, kvBlocks(tokens + fitting) - blocks)
+    return fitting
+  }
+  return {
+    scheduled: [...scheduled].map(([sequence, count]) => ({ sequence, count, guessed: guessesOf(sequence, count) })),
+    preempted,
+    admitted,
+  }
 }

@@ -1,4 +1,6 @@
+import { PromptLookup } from './prompt-lookup.ts'
 import type { EngineRequest, EngineSink, TokenOutput } from './request.ts'
+import { looksBack } from './sampling.ts'
 
 /** One candidate of a request. */
 export type Sequence = {
@@ -10,6 +12,10 @@ export type Sequence = {
   tokens: number[]
   /** Of them, those whose keys and values are in the KV cache. */
   cached: number
+  /** Guesses of what follows the tokens: see `guess`. */
+  guesses: number[]
+  /** null where tokens are not guessed. */
+  lookup: PromptLookup | null
   /** Blocks of the KV cache in the order of its tokens, and names of full ones: see `KvBlocks`. */
   blocks: number[]
   names: string[]
@@ -21,6 +27,7 @@ export type Sequence = {
   slot: number | null
   state: 'waiting' | 'running' | 'ended'
   get pending(): number
+  get guessed(): number
 }
 
 export type Running = {
@@ -39,7 +46,15 @@ export type Running = {
   ended: boolean
 }
 
-export function newSequence(request: Running, candidate: number, tokens: number[], arrival: number): Sequence {
+export function newSequence(
+  request: Running,
+  candidate: number,
+  tokens: number[],
+  arrival: number,
+  guessesMax: number,
+): Sequence {
+  // A draw that looks back would see tokens that were guessed wrong.
+  const guesses = guessesMax > 0 && !looksBack(request.request.sampling)
   return {
     request,
     candidate,
@@ -47,6 +62,8 @@ export function newSequence(request: Running, candidate: number, tokens: number[
     arrival,
     tokens,
     cached: 0,
+    guesses: [],
+    lookup: guesses ? new PromptLookup() : null,
     blocks: [],
     names: [],
     era: 0,
@@ -56,7 +73,21 @@ export function newSequence(request: Running, candidate: number, tokens: number[
     get pending() {
       return this.tokens.length - this.cached
     },
+    get guessed() {
+      return this.guesses.length
+    },
   }
+}
+
+/** Guesses at most `guessesMax` tokens that may follow, while it decodes, as far as it may still become so long. */
+export function guess(sequence: Sequence, guessesMax: number, contextLength: number): void {
+  const { request, lookup, tokens, pending } = sequence
+  sequence.guesses = []
+  if (lookup === null || request.promptTokens !== null || pending !== 1) return
+  const { promptIds, sampling } = request.request
+  // Beyond every guess that is right there is a token to draw.
+  const left = Math.min(contextLength, promptIds.length + sampling.maxTokens) - tokens.length - 1
+  sequence.guesses = lookup.propose(tokens, Math.min(guessesMax, left))
 }
 
 export function wantsTrace({ request }: Sequence): boolean {

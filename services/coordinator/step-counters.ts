@@ -1,7 +1,7 @@
 import { geometricBounds, Histogram } from '../telemetry/histogram.ts'
 import { type Phase, phases, type StepBuffers } from './team/layout.ts'
 
-/** In a `decode` step every sequence has one row; in a `prefill` step at least one reads more. */
+/** In a `decode` step every sequence draws what follows its last token; in a `prefill` step at least one reads its prompt. */
 export const stepKinds = ['prefill', 'decode'] as const
 export type StepKind = (typeof stepKinds)[number]
 
@@ -102,9 +102,9 @@ export class StepCounters {
     this.#step.headMs += this.#sinceLap()
   }
 
-  end(rows: number, sequences: number): void {
+  end(rows: number, sequences: number, kind: StepKind): void {
     const step = this.#step
-    const totals = this.totals[rows > sequences ? 'prefill' : 'decode']
+    const totals = this.totals[kind]
     totals.steps += 1
     totals.sequences += sequences
     totals.rows += rows

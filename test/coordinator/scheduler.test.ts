@@ -15,16 +15,20 @@ const running = fc.record({
   arrival: fc.nat(1000),
   cached: fc.nat(400),
   pending: fc.oneof(fc.constant(1), fc.integer({ min: 1, max: 300 })),
+  guessed: fc.oneof(fc.constant(0), fc.nat(40)),
+  spare: fc.oneof(fc.constant(0), fc.nat(2)),
 })
-type Waiting = Schedulable & { found: { blocks: number; unused: number } }
+/** `spare`: blocks that it holds beyond what is cached, since guesses were wrong. */
+type Running = Schedulable & { spare?: number }
+type Waiting = Running & { found: { blocks: number; unused: number } }
 const waiting = fc.tuple(running, fc.nat(5), fc.nat(5)).map(([sequence, found, used]): Waiting => {
   const blocks = Math.min(found, Math.floor((sequence.pending - 1) / kvBlockTokens))
-  return { ...sequence, cached: 0, found: { blocks, unused: Math.max(0, blocks - used) } }
+  return { ...sequence, cached: 0, guessed: 0, spare: 0, found: { blocks, unused: Math.max(0, blocks - used) } }
 })
 
 /** A cache in which running sequences share nothing. */
-function cacheOf(run: readonly Schedulable[], blocksMax: number): KvView<Schedulable | Waiting> {
-  const held = ({ cached }: Schedulable) => blocks(cached)
+function cacheOf(run: readonly Running[], blocksMax: number): KvView<Running | Waiting> {
+  const held = ({ cached, spare = 0 }: Running) => blocks(cached) + spare
   return {
     free: blocksMax - run.reduce((sum, sequence) => sum + held(sequence), 0),
     held,
@@ -40,11 +44,12 @@ function cacheOf(run: readonly Schedulable[], blocksMax: number): KvView<Schedul
 const situations = fc
   .tuple(limits, fc.array(running, { maxLength: 8 }), fc.array(waiting, { maxLength: 8 }))
   .map(([limit, run, wait]) => {
-    const kept: (Schedulable | Waiting)[] = []
+    const kept: (Running | Waiting)[] = []
     let used = 0
     for (const sequence of run.slice(0, limit.sequencesMax)) {
-      if (used + blocks(sequence.cached) > limit.blocksMax) continue
-      used += blocks(sequence.cached)
+      const held = blocks(sequence.cached) + sequence.spare
+      if (used + held > limit.blocksMax) continue
+      used += held
       kept.push(sequence)
     }
     const free = limit.blocksMax - used
@@ -61,20 +66,22 @@ describe('a step plan', () => {
     fc.assert(
       fc.property(situations, ({ limit, run, wait, kv }) => {
         const plan = planStep(run, wait, limit, kv)
-        const rows = plan.scheduled.reduce((sum, { count }) => sum + count, 0)
+        const rows = plan.scheduled.reduce((sum, { count, guessed }) => sum + count + guessed, 0)
         expect(rows).toBeLessThanOrEqual(limit.rowsMax)
-        for (const { sequence, count } of plan.scheduled) {
+        for (const { sequence, count, guessed } of plan.scheduled) {
           expect(count).toBeGreaterThan(0)
           expect(count).toBeLessThanOrEqual(sequence.pending)
+          expect(guessed).toBeGreaterThanOrEqual(0)
+          expect(guessed).toBeLessThanOrEqual(count === sequence.pending ? sequence.guessed : 0)
         }
         const stays = [...run.filter((sequence) => !plan.preempted.includes(sequence)), ...plan.admitted]
         if (plan.admitted.length > 0) expect(stays.length).toBeLessThanOrEqual(limit.sequencesMax)
-        const counts = new Map(plan.scheduled.map(({ sequence, count }) => [sequence, count]))
+        const counts = new Map(plan.scheduled.map(({ sequence, count, guessed }) => [sequence, count + guessed]))
         // What is found and used by others takes no room.
         const used = stays.reduce((sum, sequence) => {
           const found = kv.found(sequence)
           const tokens = sequence.cached + found.tokens + (counts.get(sequence) ?? 0)
-          return sum + blocks(tokens) - found.blocks + found.unused
+          return sum + Math.max(blocks(tokens), kv.held(sequence)) - found.blocks + found.unused
         }, 0)
         // A sequence that is alone may begin whatever it needs; the engine's limits let any single one fit.
         if (stays.length > 1) expect(used).toBeLessThanOrEqual(limit.blocksMax)
@@ -95,30 +102,47 @@ describe('a step plan', () => {
   })
 
   test('prefers decodes to prompts, and gives up the lowest priority and the latest arrival first', () => {
-    const early: Schedulable = { priority: 0, arrival: 1, cached: 2 * kvBlockTokens, pending: 1 }
-    const late: Schedulable = { priority: 0, arrival: 2, cached: 2 * kvBlockTokens, pending: 1 }
-    const low: Schedulable = { priority: -1, arrival: 0, cached: 2 * kvBlockTokens, pending: 300 }
+    const early: Schedulable = { priority: 0, arrival: 1, cached: 2 * kvBlockTokens, pending: 1, guessed: 0 }
+    const late: Schedulable = { priority: 0, arrival: 2, cached: 2 * kvBlockTokens, pending: 1, guessed: 0 }
+    const low: Schedulable = { priority: -1, arrival: 0, cached: 2 * kvBlockTokens, pending: 300, guessed: 0 }
     const run = [low, late, early]
     const plan = planStep(run, [], { rowsMax: 10, sequencesMax: 8 }, cacheOf(run, 6))
     expect(plan.preempted).toEqual([low])
     expect(plan.scheduled).toEqual([
-      { sequence: early, count: 1 },
-      { sequence: late, count: 1 },
+      { sequence: early, count: 1, guessed: 0 },
+      { sequence: late, count: 1, guessed: 0 },
     ])
   })
 
   test('cuts a long prompt into chunks that fill the step', () => {
-    const prompt: Schedulable = { priority: 0, arrival: 1, cached: 0, pending: 1000 }
+    const prompt: Schedulable = { priority: 0, arrival: 1, cached: 0, pending: 1000, guessed: 0 }
     const plan = planStep([], [prompt], { rowsMax: 128, sequencesMax: 4 }, cacheOf([], 32))
-    expect(plan.scheduled).toEqual([{ sequence: prompt, count: 128 }])
+    expect(plan.scheduled).toEqual([{ sequence: prompt, count: 128, guessed: 0 }])
+  })
+
+  test('computes guesses where rows and blocks are left, and gives nothing up for them', () => {
+    const cached = 2 * kvBlockTokens
+    const first: Running = { priority: 0, arrival: 0, cached: cached - 3, pending: 1, guessed: 20 }
+    const second: Running = { priority: 0, arrival: 1, cached, pending: 1, guessed: 40 }
+    const guesses = (rowsMax: number, blocksMax: number, wait: Waiting[] = []) => {
+      const plan = planStep([first, second], wait, { rowsMax, sequencesMax: 8 }, cacheOf([first, second], blocksMax))
+      expect(plan.preempted).toEqual([])
+      return plan.scheduled.map(({ guessed }) => guessed)
+    }
+    expect(guesses(100, 100)).toEqual([20, 40])
+    expect(guesses(25, 100)).toEqual([20, 3])
+    // The block of the second one's token is the last: the first one may fill its own up.
+    expect(guesses(100, 5)).toEqual([2, kvBlockTokens - 1])
+    const prompt = { priority: 0, arrival: 2, cached: 0, pending: 300, guessed: 0, found: { blocks: 0, unused: 0 } }
+    expect(guesses(100, 100, [prompt])).toEqual([0, 0, 0])
   })
 
   test('leaves out what is in the cache, and counts what others use of it once', () => {
     const alike = (arrival: number): Waiting => ({
-      ...{ priority: 0, arrival, cached: 0, pending: 2 * kvBlockTokens + 5 },
+      ...{ priority: 0, arrival, cached: 0, pending: 2 * kvBlockTokens + 5, guessed: 0 },
       found: { blocks: 2, unused: 0 },
     })
-    const first: Schedulable = { priority: 0, arrival: 0, cached: 2 * kvBlockTokens + 5, pending: 1 }
+    const first: Schedulable = { priority: 0, arrival: 0, cached: 2 * kvBlockTokens + 5, pending: 1, guessed: 0 }
     const plan = planStep(
       [first],
       [alike(1), alike(2), alike(3)],

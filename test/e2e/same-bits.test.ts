@@ -5,6 +5,7 @@ import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import { ensureCheckpoint } from '../../bench/checkpoint.ts'
 import type { BenchShape } from '../../bench/shape.ts'
 import type { TokenOutput } from '../../services/coordinator/request.ts'
+import type { RequestCounters } from '../../services/coordinator/request-counters.ts'
 import { type WeightFormat, weightFormats } from '../../services/model/format.ts'
 import { findGolden } from '../support/golden.ts'
 import { demoCheckpoint, testPacks } from '../support/packs.ts'
@@ -172,9 +173,49 @@ describe.each(models.filter(({ name }) => /tales|window|dense layers/.test(name)
     expect(together.map(bits)).toEqual(expected.map((result) => result && bits(result)))
     expect(together.map(({ usage }) => usage.cachedTokens)).toEqual([0, 64, 64, 64, 96])
     const small = { why: 'in a small cache', neighbours: 7, kvTokens: 320 }
-    const { results: crowded, preempted } = await runCounted(directory, format, small, turns)
-    expect(preempted).toBeGreaterThan(0)
+    const { results: crowded, counters } = await runCounted(directory, format, small, turns)
+    expect(counters.preempted).toBeGreaterThan(0)
     expect(crowded.map(bits)).toEqual(expected.map((result) => result && bits(result)))
+  })
+})
+
+/** Models repeat themselves after a while, and any does that has three tokens to choose from. */
+const repetitive: TestRequest[] = [
+  { promptIds: chatIds, sampling: { maxTokens: 120 }, output: { logprobs: 3, expertTrace: true } },
+  {
+    promptIds: [...chatIds.slice(0, 40), ...chatIds.slice(0, 20)],
+    candidates: 2,
+    sampling: { maxTokens: 60, temperature: 1, seed: 5n, logitBias: new Map([40, 41, 42].map((id) => [id, 40])) },
+    output: { logprobs: 0 },
+  },
+  // A draw that looks back: its tokens are not guessed.
+  { promptIds: chatIds, sampling: { maxTokens: 60, frequencyPenalty: 0.2 }, output: { logprobs: 0 } },
+]
+
+const guessing: Variation[] = [
+  { why: 'guessed tokens', speculate: 5 },
+  {
+    why: 'guessed tokens in chunks of 7, experts on own threads',
+    speculate: 64,
+    maxBatchTokens: 7,
+    transport: 'own threads',
+    threads: 2,
+    ranks: 2,
+  },
+  { why: 'guessed tokens, seven other requests over gRPC', speculate: 64, neighbours: 7, transport: 'gRPC', nodes: 2 },
+  { why: 'guessed tokens in a small cache', speculate: 20, neighbours: 7, kvTokens: 320 },
+]
+
+describe.each(models.filter(({ name }) => /tales|window|dense layers/.test(name)))('$name', ({ directory }) => {
+  if (directory === null) return
+  test.each(weightFormats)('%s: guessed tokens, right and wrong ones', async (format) => {
+    const expected = (await run(directory, format, { why: 'alone' }, repetitive)).map(bits)
+    for (const variation of guessing) {
+      const { results, counters } = await runCounted(directory, format, variation, repetitive)
+      expect(results.map(bits), variation.why).toEqual(expected)
+      expect(counters.guessedRight, variation.why).toBeGreaterThan(0)
+      expect(counters.guessedTokens, variation.why).toBeGreaterThan(counters.guessedRight)
+    }
   })
 })
 
@@ -187,7 +228,7 @@ async function runCounted(
   format: WeightFormat,
   variation: Variation,
   all: readonly TestRequest[],
-): Promise<{ results: Result[]; preempted: number }> {
+): Promise<{ results: Result[]; counters: RequestCounters }> {
   const model = await runModel(await pack(directory, format), { ...single, ...variation })
   try {
     const beside = Array.from({ length: variation.neighbours ?? 0 }, (_, index) => model.generate(neighbour(index)))
@@ -195,7 +236,7 @@ async function runCounted(
     const asked = all.filter(({ candidates = 1 }) => candidates <= (variation.maxBatchTokens ?? candidates))
     const results = await (variation.neighbours ? Promise.all(asked.map(model.generate)) : inTurn(model, asked))
     await Promise.all(beside)
-    return { results, preempted: model.preempted() }
+    return { results, counters: model.counters }
   } finally {
     await model.close()
   }

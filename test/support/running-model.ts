@@ -12,6 +12,7 @@ import type {
   SamplingOptions,
   TokenOutput,
 } from '../../services/coordinator/request.ts'
+import type { RequestCounters } from '../../services/coordinator/request-counters.ts'
 import { systemClock } from '../../services/dispatch/clock.ts'
 import { createDispatcher } from '../../services/dispatch/dispatcher.ts'
 import { connectExpertNode } from '../../services/dispatch/grpc-transport.ts'
@@ -36,6 +37,8 @@ export type Topology = {
   /** Of the experts; `cpu` if not given. */
   provider?: Provider
   maxBatchTokens?: number
+  /** Most tokens that are guessed; none if not given. */
+  speculate?: number
   /** Every expert lives on so many nodes. */
   replicas?: number
   /** Of the KV cache. */
@@ -52,8 +55,8 @@ export type Result = {
 
 export type RunningModel = {
   generate(request: TestRequest): Promise<Result>
-  /** Sequences that had to make room so far. */
-  preempted(): number
+  /** What has become of requests so far. */
+  readonly counters: RequestCounters
   close(): Promise<void>
 }
 
@@ -106,6 +109,7 @@ export async function runModel(pack: PackReader, topology: Topology): Promise<Ru
         ? { shards: shards.map((shard) => ({ ...shard, path: pack.path(shard.file) })), ranks: topology.ranks }
         : dispatcher,
     threads: topology.threads,
+    speculate: topology.speculate ?? 0,
     cpus: 'any',
     stageDir,
     context: undefined,
@@ -146,7 +150,7 @@ export async function runModel(pack: PackReader, topology: Topology): Promise<Ru
           },
         )
       }),
-    preempted: () => model.counters.preempted,
+    counters: model.counters,
     close: async () => {
       await model.close()
       await Promise.all(nodes.map(({ close }) => close()))
