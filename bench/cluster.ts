@@ -21,6 +21,8 @@ export type ClusterOptions = {
   threads: number
   /** Expert nodes are reached through proxies that can delay. */
   behindProxies: boolean
+  /** Flags of the coordinator beside these. */
+  coordinatorFlags?: readonly string[]
 }
 
 /** A CPU of its own for each node, as far as there are, where threads can be bound. */
@@ -31,7 +33,7 @@ function ownCpu(node: number): string[] {
 }
 
 export async function startCluster(options: ClusterOptions): Promise<BenchCluster> {
-  const { pack, cacheDir, expertNodes, threads, behindProxies } = options
+  const { pack, cacheDir, expertNodes, threads, behindProxies, coordinatorFlags = [] } = options
   const closers: (() => Promise<void>)[] = []
   const stop = async () => {
     for (const close of closers.toReversed()) await close()
@@ -56,7 +58,8 @@ export async function startCluster(options: ClusterOptions): Promise<BenchCluste
         spawnMoesh(['expert', '--ranks', '1', ...ownCpu(node), '--id', `expert-${node}`, ...addresses, ...shared]),
       )
     }
-    const coordinator = spawnMoesh(['coordinator', '--threads', `${threads}`, '--grpc', '127.0.0.1:0', ...shared])
+    const own = ['--threads', `${threads}`, '--grpc', '127.0.0.1:0', ...coordinatorFlags]
+    const coordinator = spawnMoesh(['coordinator', ...own, ...shared])
     const processes = [...nodes, coordinator]
     closers.push(async () => {
       await Promise.all(processes.map((process) => process.stop()))
