@@ -25,6 +25,7 @@ export function createMemoryStore({ nowMs }: MemoryStoreOptions): Store {
   const gone = new Map<string, { version: number; expired: boolean }>()
   const drained = new Map<string, DrainedBy>()
   const suspended = new Map<string, string>()
+  let suspensions = 0
   let lead: { id: string; incarnation: string; token: number; endMs: number } | null = null
   let target: Placement | null = null
   let active: Placement | null = null
@@ -132,6 +133,7 @@ export function createMemoryStore({ nowMs }: MemoryStoreOptions): Store {
             : null,
         target: target && { epoch: target.epoch, token: target.token },
         active: active && { epoch: active.epoch, token: active.token },
+        suspensions,
       }
     },
 
@@ -197,8 +199,9 @@ export function createMemoryStore({ nowMs }: MemoryStoreOptions): Store {
     async setSuspended(id, reason) {
       if (reason !== null) {
         setFlag(suspended.size, suspended.has(id))
+        if (!suspended.has(id)) suspensions += 1
         suspended.set(id, reason)
-      } else suspended.delete(id)
+      } else if (suspended.delete(id)) suspensions += 1
       hint()
     },
 

@@ -141,11 +141,11 @@ function redisStore(client: RedisClient, cluster: string): Store {
     },
 
     async setDrained(id, by) {
-      await setFlag(drained, id, by)
+      await setFlag(drained, id, by, '')
     },
 
     async setSuspended(id, reason) {
-      await setFlag(suspended, id, reason)
+      await setFlag(suspended, id, reason, 'suspensions')
     },
 
     async publishLoad(coordinator, load, keepMs) {
@@ -249,9 +249,9 @@ function redisStore(client: RedisClient, cluster: string): Store {
     },
   }
 
-  async function setFlag(flag: string, id: string, value: string | null): Promise<void> {
-    const args = [id, value === null ? 0 : 1, value ?? '', flagsMax]
-    if ((await client.script(scripts.setFlag, [flag, hints], args)) !== 1) {
+  async function setFlag(flag: string, id: string, value: string | null, counter: string): Promise<void> {
+    const args = [id, value === null ? 0 : 1, value ?? '', flagsMax, counter]
+    if ((await client.script(scripts.setFlag, [flag, key('meta'), hints], args)) !== 1) {
       throw new MoeshError('INVALID_ARGUMENT', 'too many nodes are drained or suspended', 'undrain some')
     }
   }
@@ -279,11 +279,12 @@ const beatSchema = z.tuple([
   z.union([leaderSchema, none]),
   z.union([identitySchema, none]),
   z.union([identitySchema, none]),
+  integer,
 ])
 
 function parseBeat(reply: unknown): BeatReply {
-  const [known, full, generation, version, graceMs, nodes, left, drained, suspended, leader, target, active] =
-    beatSchema.parse(reply)
+  const fields = beatSchema.parse(reply)
+  const [known, full, generation, version, graceMs, nodes, left, drained, suspended, leader, target, active] = fields
   const entries: BeatReply['nodes'] = []
   for (let i = 0; i + 2 < nodes.length; i += 3) {
     const record = nodeRecordSchema.safeParse(parseJson(nodes[i + 1]))
@@ -303,6 +304,7 @@ function parseBeat(reply: unknown): BeatReply {
     leader,
     target,
     active,
+    suspensions: fields[12],
   }
 }
 

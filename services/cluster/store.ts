@@ -106,6 +106,8 @@ export type BeatReply = {
   graceMs: number
   drained: Map<string, DrainedBy>
   suspended: Map<string, string>
+  /** How often a node was suspended or taken back: also what came and went between two replies. */
+  suspensions: number
   leader: Leader | null
   target: PlacementId | null
   active: PlacementId | null

@@ -13,6 +13,8 @@ export type ClusterView = {
   readonly drained: ReadonlyMap<string, DrainedBy>
   /** Node id → why. */
   readonly suspended: ReadonlyMap<string, string>
+  /** How often a node was suspended or taken back, as far as the store remembers. */
+  readonly suspensions: number
   readonly leader: Leader | null
   /** As the store has them: null in a store that came back empty, until the leader writes them again. */
   readonly target: PlacementId | null
@@ -48,6 +50,7 @@ export const emptyView: ClusterView = {
   lost: new Map(),
   drained: new Map(),
   suspended: new Map(),
+  suspensions: 0,
   leader: null,
   target: null,
   active: null,
@@ -111,7 +114,8 @@ export function applyReply(
   const keepsFlags = isNewStore || (isSettling && unheard.size > 0)
   const drained = new Map([...(keepsFlags ? view.drained : []), ...reply.drained])
   const suspended = new Map([...(keepsFlags ? view.suspended : []), ...reply.suspended])
-  if (!sameKeys(drained, view.drained) || !sameKeys(suspended, view.suspended)) changes.push({ kind: 'flags' })
+  const isSame = sameKeys(drained, view.drained) && sameKeys(suspended, view.suspended)
+  if (!isSame || reply.suspensions !== view.suspensions) changes.push({ kind: 'flags' })
   if (reply.leader?.token !== view.leader?.token) changes.push({ kind: 'leader' })
   const { target, active } = reply
   if (!sameId(target, view.target) || !sameId(active, view.active)) changes.push({ kind: 'placement' })
@@ -123,6 +127,7 @@ export function applyReply(
     lost,
     drained,
     suspended,
+    suspensions: reply.suspensions,
     leader: reply.leader,
     target,
     active,

@@ -267,7 +267,7 @@ export async function startCoordinator(settings: CoordinatorSettings, log: Logge
     const routes = routesNow()
     dispatcher.setRoutes(routes)
     // Experts of another class compute other bits, and what a suspended node computed may be wrong.
-    const present = JSON.stringify([numerics(), [...seen.suspended.keys()].sort()])
+    const present = JSON.stringify([numerics(), [...seen.suspended.keys()].sort(), seen.suspensions])
     if (present !== era) model.engine.beginEra()
     era = present
     if (!isServing && (layers.length === 0 || (numerics() !== undefined && coverage(routes, 1).uncovered === 0))) {

@@ -227,6 +227,8 @@ export function storeContract(name: string, makeStore: () => Promise<StoreUnderT
     test('flags are set and cleared', async () => {
       await store.setDrained('n1', 'operator')
       await store.setDrained('n3', 'scaling')
+      const before = await beat('anybody')
+      await store.setSuspended('n2', 'wrong rows')
       await store.setSuspended('n2', 'wrong rows')
       const set = await beat('anybody')
       expect(set.drained).toEqual(
@@ -242,6 +244,9 @@ export function storeContract(name: string, makeStore: () => Promise<StoreUnderT
       const cleared = await beat('anybody')
       expect(cleared.drained.size).toBe(0)
       expect(cleared.suspended.has('n2')).toBe(false)
+      // Who hears of neither knows by the count that there was something.
+      await store.setSuspended('n2', null)
+      expect([set.suspensions, cleared.suspensions].map((count) => count - before.suspensions)).toEqual([1, 2])
     })
 
     test('loads are those published last, for a while', async () => {

@@ -13,6 +13,7 @@ function reply(more: Partial<BeatReply> = {}): BeatReply {
     graceMs: 0,
     drained: new Map(),
     suspended: new Map(),
+    suspensions: 0,
     leader: null,
     target: null,
     active: null,

@@ -5,7 +5,7 @@
 --       6 generation and 7 version of the cursor (both 0: everything)
 -- Result  {known 0/1, full 0/1, generation, version, grace left in ms, {id, record, status, ...}, {gone id, expired 0/1, ...},
 --         {drained id, by whom, ...}, {suspended id, reason, ...}, {leader id, incarnation, token, lease left in ms} or {},
---         {target epoch, token} or {}, {active epoch, token} or {}}
+--         {target epoch, token} or {}, {active epoch, token} or {}, suspensions}
 local id = ARGV[1]
 local now = nowMs()
 local leaseMs = tonumber(ARGV[3])
@@ -33,7 +33,7 @@ if hint then
   redis.call('PUBLISH', KEYS[14], '')
 end
 
-local meta = redis.call('HMGET', KEYS[1], 'generation', 'version', 'floor')
+local meta = redis.call('HMGET', KEYS[1], 'generation', 'version', 'floor', 'suspensions')
 local full = ARGV[6] ~= meta[1] or tonumber(ARGV[7]) < tonumber(meta[3])
 local nodes, left = {}, {}
 if full then
@@ -69,4 +69,5 @@ end
 return {
   known and 1 or 0, full and 1 or 0, meta[1], meta[2], digits(math.max(0, grace - now)), nodes, left,
   redis.call('HGETALL', KEYS[9]), redis.call('HGETALL', KEYS[10]), leader, identity(KEYS[12]), identity(KEYS[13]),
+  meta[4] or '0',
 }
