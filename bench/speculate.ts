@@ -71,7 +71,7 @@ async function start(pack: string, guesses: number): Promise<Server> {
 const answerSchema = z.object({ delta: z.object({ tokens: z.array(z.object({ id: z.number() })) }).nullable() })
 
 type Text = { name: string; choices: number }
-/** `perStep`: tokens that a sequence gets in a step; `rowsPerToken`: rows that were computed for one. */
+/** Behind the first token: what a sequence gets in a step, and the rows that are computed for a token. */
 type Run = { ids: number[]; tokensPerSecond: number; perStep: number; rowsPerToken: number }
 
 async function answer(client: ApiClient, text: Text, prompt: number): Promise<number[]> {
@@ -115,8 +115,8 @@ async function run(client: ApiClient, text: Text, round: number): Promise<Run> {
   return {
     ids,
     tokensPerSecond,
-    perStep: ids.length / sequences,
-    rowsPerToken: (after.rows - before.rows) / ids.length,
+    perStep: (ids.length - concurrency) / sequences,
+    rowsPerToken: (after.rows - before.rows) / (ids.length - concurrency),
   }
 }
 
@@ -128,15 +128,15 @@ const texts: Text[] = [
 /** Of one server, a run of each text; a first round, while code is compiled, is not measured. */
 async function measure(pack: string, guesses: number, round: number): Promise<Run[]> {
   const server = await start(pack, guesses)
+  const noTls = { tlsCert: undefined, tlsKey: undefined, tlsCa: undefined }
+  const client = await ApiClient.open({ server: server.grpc, ...noTls })
   try {
-    const noTls = { tlsCert: undefined, tlsKey: undefined, tlsCa: undefined }
-    const client = await ApiClient.open({ server: server.grpc, ...noTls })
     for (const text of texts) await run(client, text, 0)
     const runs: Run[] = []
     for (const text of texts) runs.push(await run(client, text, round))
-    client.close()
     return runs
   } finally {
+    client.close()
     await server.stop()
   }
 }

@@ -23,7 +23,7 @@ export function addRequestMetrics(metrics: Metrics, { engine, counters }: ModelE
   )
   metrics.counter('moesh_generation_tokens_total', 'Tokens generated.', () => counters.generatedTokens)
   metrics.counter('moesh_guessed_tokens_total', 'Tokens computed on a guess.', () => counters.guessedTokens)
-  metrics.counter('moesh_guessed_right_total', 'Of them, those that were drawn.', () => counters.guessedRight)
+  metrics.counter('moesh_guessed_right_total', 'Of them, those that spared a step.', () => counters.guessedRight)
   metrics.histogram(
     'moesh_time_to_first_token_seconds',
     'From a request to its first token.',
@@ -44,7 +44,7 @@ export function addStepMetrics(metrics: Metrics, { steps }: ModelEngine): void {
     stepKinds.map((kind) => ({ labels: { kind }, value: read(steps.totals[kind]) }))
   metrics.counter(
     'moesh_steps_total',
-    'Steps: decode has one row a sequence, prefill more.',
+    'Steps: in decode every sequence goes on behind its last token, in prefill some read more.',
     byKind((it) => it.steps),
   )
   metrics.counter(

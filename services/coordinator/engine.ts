@@ -4,7 +4,16 @@ import { Cancellation } from '../dispatch/cancellation.ts'
 import type { Dispatcher } from '../dispatch/transport.ts'
 import type { ModelSpec } from '../model/spec.ts'
 import { checkRequest } from './admission.ts'
-import { headOfDecode, headRow, isWanted, nextTokens, readLogprobs, type StepItem, type Wanted } from './head-rows.ts'
+import {
+  headOfDecode,
+  headRow,
+  isWanted,
+  nextTokens,
+  readLogprobs,
+  type StepItem,
+  stillWanted,
+  type Wanted,
+} from './head-rows.ts'
 import { KvBlocks } from './kv-blocks.ts'
 import type { Engine, EngineHandle, EngineRequest, EngineSink, FinishReason } from './request.ts'
 import type { RequestCounters } from './request-counters.ts'
@@ -358,14 +367,17 @@ class StepEngine implements Engine {
     take(early.slice(0, headRowsMax))
     const wanted = early.length > 0 ? early.slice(headRowsMax) : items.flatMap((item) => this.#wanted(item, traces))
     for (let from = 0; from < wanted.length; from += headRowsMax) {
-      const slice = wanted.slice(from, from + headRowsMax).filter(isWanted)
+      const slice = stillWanted(wanted.slice(from, from + headRowsMax))
       if (slice.length === 0) continue
       steps.lap()
       await team.head(slice.map(headRow))
       steps.ranHead()
       take(slice)
     }
-    for (const { sequence } of items) this.#finishScoring(sequence)
+    for (const { sequence, guesses } of items) {
+      if (guesses.length > 0) this.#kv.trim(sequence)
+      this.#finishScoring(sequence)
+    }
   }
 
   #wanted(item: StepItem, traces: TraceRecorder | null): Wanted[] {
@@ -477,6 +489,7 @@ class StepEngine implements Engine {
     if (sequence.state === 'ended') return
     const running = sequence.request
     sequence.state = 'ended'
+    sequence.lookup = null
     this.#waiting = this.#waiting.filter((other) => other !== sequence)
     this.#running = this.#running.filter((other) => other !== sequence)
     this.#releaseSlot(sequence)

@@ -12,7 +12,7 @@ export type StepItem = Item & { sequence: Sequence; guesses: readonly number[] }
 /** A row of which the head's output is wanted, and what for. */
 export type Wanted = {
   row: number
-  /** Of the sequence whose output it is, in the prompt or in what is drawn. */
+  /** Of the token: in the prompt, or in the output of the sequence. */
   position: number
   sequence: Sequence
   draws: boolean
@@ -30,11 +30,23 @@ export function nextTokens({ sequence, row, count, guesses }: StepItem): [Wanted
   ]
 }
 
-/** Nothing has made the row worthless meanwhile. */
+/** Its sequence runs, and what was drawn is what the row was computed for. */
 export function isWanted({ sequence, position, guess }: Wanted): boolean {
   if (sequence.state === 'ended') return false
   const { tokens, request } = sequence
   return guess === null || (tokens.length === request.request.promptIds.length + position && tokens.at(-1) === guess)
+}
+
+/** Of a slice whose rows follow each other, those that may be wanted by then: rows behind a wrong guess are not. */
+export function stillWanted(slice: readonly Wanted[]): Wanted[] {
+  let before: Wanted | null = null
+  return slice.filter((want) => {
+    // What the row before draws is not known yet.
+    const follows = want.guess !== null && before?.sequence === want.sequence && before.position + 1 === want.position
+    if (!follows && !isWanted(want)) return false
+    before = want
+    return true
+  })
 }
 
 /**

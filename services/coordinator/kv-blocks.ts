@@ -75,6 +75,11 @@ export class KvBlocks implements KvView<Sequence> {
     while (sequence.blocks.length < kvBlocks(tokens)) this.#append(sequence, this.#pool.take())
   }
 
+  /** Gives back what was needed for guesses that were wrong. */
+  trim(sequence: Sequence): void {
+    while (sequence.blocks.length > kvBlocks(sequence.cached)) this.#pool.release(sequence.blocks.pop() ?? 0)
+  }
+
   /** What was computed up to `cached` may be found from now on, in full blocks. */
   publish(sequence: Sequence, before: number): void {
     if (sequence.era !== this.#era) return

@@ -4,18 +4,21 @@ const matchMin = 2
 const matchMax = 16
 /** Places looked at in a step, the latest first. */
 const placesMax = 32
-const hashBits = 12
+const hashBits = 13
+/** Of a longer prompt only the end is looked at. */
+const windowMax = 16_384
 
 /**
  * Guesses how a sequence goes on: as it did after the place that has most in common with its end (prompt lookup: Saxena,
- * 2023; places are found through hash chains, as in DEFLATE). Nothing is risked on a hunch: every token is guessed, but only as many guesses
- * are offered as the last ones were right in a row, so text that repeats nothing costs no rows.
+ * 2023; places are found through hash chains, as in DEFLATE). Every token is guessed silently, and only as many guesses are
+ * offered as the last ones were right in a row, so text that repeats nothing costs no rows.
  */
 export class PromptLookup {
   /** By hash of two tokens: where they last stood, by the second one; -1: nowhere. */
   readonly #last = new Int32Array(2 ** hashBits).fill(-1)
-  /** By place: the one before it with the same hash. */
-  readonly #before: number[] = [-1]
+  /** By place, from `#first` on: the one before it with the same hash. */
+  readonly #before: number[] = []
+  #first = -1
   /** What was thought to follow the first `#known` tokens. */
   #guess: number[] = []
   #known = 0
@@ -46,7 +49,8 @@ export class PromptLookup {
 
   /** Every place but the last: nothing has followed that one. */
   #index(tokens: readonly number[]): void {
-    for (let place = this.#before.length; place < tokens.length - 1; place++) {
+    if (this.#first < 0) this.#first = Math.max(1, tokens.length - windowMax)
+    for (let place = this.#first + this.#before.length; place < tokens.length - 1; place++) {
       const hash = hashAt(tokens, place)
       this.#before.push(this.#last[hash] ?? -1)
       this.#last[hash] = place
@@ -66,7 +70,7 @@ export class PromptLookup {
         best = place
         longest = length
       }
-      place = this.#before[place] ?? -1
+      place = this.#before[place - this.#first] ?? -1
     }
     return best
   }

@@ -3,7 +3,8 @@ import { kvBlockTokens } from './team/kv-cache.ts'
 
 /**
  * Continuous batching as a pure function: who computes how many rows in the next step. Decodes go first, one row each,
- * so that running streams keep their pace; the rest of the step's rows goes to prompts, in chunks. When the KV cache is
+ * so that running streams keep their pace; the rest of the step's rows goes to prompts, in chunks, and then to guesses of
+ * what follows. When the KV cache is
  * full, the last in order gives its place up and begins again later; it loses time, never a token, since what is
  * computed again has the same bits.
  */
@@ -72,8 +73,7 @@ export function planStep<S extends Schedulable>(
 
   /** Takes the KV blocks for `count` more tokens, from those last in order if need be. */
   const reserve = (sequence: S, count: number): boolean => {
-    // It may hold blocks in which guesses were that turned out wrong.
-    const need = Math.max(0, kvBlocks(sequence.cached + count) - kv.held(sequence))
+    const need = kvBlocks(sequence.cached + count) - kv.held(sequence)
     while (need > free) {
       const victim = order.findLast((other) => active.has(other) && !scheduled.has(other))
       if (victim === undefined) return false
@@ -118,7 +118,7 @@ export function planStep<S extends Schedulable>(
     const { cached, pending, guessed } = sequence
     if (guessed === 0 || count < pending) return 0
     const tokens = cached + count
-    const blocks = Math.max(kv.held(sequence), kvBlocks(tokens))
+    const blocks = kvBlocks(tokens)
     const fitting = Math.min(guessed, rows, (blocks + free) * kvBlockTokens - tokens)
     rows -= fitting
     free -= Math.max(0, kvBlocks(tokens + fitting) - blocks)

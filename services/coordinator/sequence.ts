@@ -14,7 +14,8 @@ export type Sequence = {
   cached: number
   /** Guesses of what follows the tokens: see `guess`. */
   guesses: number[]
-  /** null where tokens are not guessed. */
+  mayGuess: boolean
+  /** From the first guess on. */
   lookup: PromptLookup | null
   /** Blocks of the KV cache in the order of its tokens, and names of full ones: see `KvBlocks`. */
   blocks: number[]
@@ -53,8 +54,6 @@ export function newSequence(
   arrival: number,
   guessesMax: number,
 ): Sequence {
-  // A draw that looks back would see tokens that were guessed wrong.
-  const guesses = guessesMax > 0 && !looksBack(request.request.sampling)
   return {
     request,
     candidate,
@@ -63,7 +62,9 @@ export function newSequence(
     tokens,
     cached: 0,
     guesses: [],
-    lookup: guesses ? new PromptLookup() : null,
+    // A draw that looks back would see tokens that were guessed wrong.
+    mayGuess: guessesMax > 0 && !looksBack(request.request.sampling),
+    lookup: null,
     blocks: [],
     names: [],
     era: 0,
@@ -81,13 +82,14 @@ export function newSequence(
 
 /** Guesses at most `guessesMax` tokens that may follow, while it decodes, as far as it may still become so long. */
 export function guess(sequence: Sequence, guessesMax: number, contextLength: number): void {
-  const { request, lookup, tokens, pending } = sequence
+  const { request, mayGuess, tokens, pending } = sequence
   sequence.guesses = []
-  if (lookup === null || request.promptTokens !== null || pending !== 1) return
+  if (!mayGuess || request.promptTokens !== null || pending !== 1) return
   const { promptIds, sampling } = request.request
   // Beyond every guess that is right there is a token to draw.
   const left = Math.min(contextLength, promptIds.length + sampling.maxTokens) - tokens.length - 1
-  sequence.guesses = lookup.propose(tokens, Math.min(guessesMax, left))
+  sequence.lookup ??= new PromptLookup()
+  sequence.guesses = sequence.lookup.propose(tokens, Math.min(guessesMax, left))
 }
 
 export function wantsTrace({ request }: Sequence): boolean {

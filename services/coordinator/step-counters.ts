@@ -1,7 +1,7 @@
 import { geometricBounds, Histogram } from '../telemetry/histogram.ts'
 import { type Phase, phases, type StepBuffers } from './team/layout.ts'
 
-/** In a `decode` step every sequence draws what follows its last token; in a `prefill` step at least one reads its prompt. */
+/** In a `decode` step every sequence goes on behind its last token; in a `prefill` step at least one reads more. */
 export const stepKinds = ['prefill', 'decode'] as const
 export type StepKind = (typeof stepKinds)[number]
 

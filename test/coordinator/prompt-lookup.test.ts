@@ -37,6 +37,21 @@ describe('guessing from what was said before', () => {
     expect(offers(said, 1, 12).at(-1)).toEqual(Array.from({ length: 12 }, (_, i) => i % 3))
   })
 
+  test('looks at the end of a long prompt only', () => {
+    const prompt = Array.from({ length: 40_000 }, (_, i) => 1000 + i)
+    const offered = (from: number) => {
+      const lookup = new PromptLookup()
+      let said = [...prompt, ...prompt.slice(from, from + 2)]
+      for (const id of prompt.slice(from + 2, from + 6)) {
+        lookup.propose(said, 4)
+        said = [...said, id]
+      }
+      return lookup.propose(said, 4)
+    }
+    expect(offered(30_000)).toEqual(prompt.slice(30_006, 30_010))
+    expect(offered(10_000)).toEqual([])
+  })
+
   test('the same tokens are offered the same again, however often it is asked', () => {
     const lookup = new PromptLookup()
     const said = [...phrase, 99, ...phrase.slice(0, 5)]

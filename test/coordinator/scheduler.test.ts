@@ -16,19 +16,16 @@ const running = fc.record({
   cached: fc.nat(400),
   pending: fc.oneof(fc.constant(1), fc.integer({ min: 1, max: 300 })),
   guessed: fc.oneof(fc.constant(0), fc.nat(40)),
-  spare: fc.oneof(fc.constant(0), fc.nat(2)),
 })
-/** `spare`: blocks that it holds beyond what is cached, since guesses were wrong. */
-type Running = Schedulable & { spare?: number }
-type Waiting = Running & { found: { blocks: number; unused: number } }
+type Waiting = Schedulable & { found: { blocks: number; unused: number } }
 const waiting = fc.tuple(running, fc.nat(5), fc.nat(5)).map(([sequence, found, used]): Waiting => {
   const blocks = Math.min(found, Math.floor((sequence.pending - 1) / kvBlockTokens))
-  return { ...sequence, cached: 0, guessed: 0, spare: 0, found: { blocks, unused: Math.max(0, blocks - used) } }
+  return { ...sequence, cached: 0, guessed: 0, found: { blocks, unused: Math.max(0, blocks - used) } }
 })
 
 /** A cache in which running sequences share nothing. */
-function cacheOf(run: readonly Running[], blocksMax: number): KvView<Running | Waiting> {
-  const held = ({ cached, spare = 0 }: Running) => blocks(cached) + spare
+function cacheOf(run: readonly Schedulable[], blocksMax: number): KvView<Schedulable | Waiting> {
+  const held = ({ cached }: Schedulable) => blocks(cached)
   return {
     free: blocksMax - run.reduce((sum, sequence) => sum + held(sequence), 0),
     held,
@@ -40,16 +37,15 @@ function cacheOf(run: readonly Running[], blocksMax: number): KvView<Running | W
   }
 }
 
-/** Running sequences as they can be: no more than the limits, and within the cache. */
+/** Schedulable sequences as they can be: no more than the limits, and within the cache. */
 const situations = fc
   .tuple(limits, fc.array(running, { maxLength: 8 }), fc.array(waiting, { maxLength: 8 }))
   .map(([limit, run, wait]) => {
-    const kept: (Running | Waiting)[] = []
+    const kept: (Schedulable | Waiting)[] = []
     let used = 0
     for (const sequence of run.slice(0, limit.sequencesMax)) {
-      const held = blocks(sequence.cached) + sequence.spare
-      if (used + held > limit.blocksMax) continue
-      used += held
+      if (used + blocks(sequence.cached) > limit.blocksMax) continue
+      used += blocks(sequence.cached)
       kept.push(sequence)
     }
     const free = limit.blocksMax - used
@@ -81,7 +77,7 @@ describe('a step plan', () => {
         const used = stays.reduce((sum, sequence) => {
           const found = kv.found(sequence)
           const tokens = sequence.cached + found.tokens + (counts.get(sequence) ?? 0)
-          return sum + Math.max(blocks(tokens), kv.held(sequence)) - found.blocks + found.unused
+          return sum + blocks(tokens) - found.blocks + found.unused
         }, 0)
         // A sequence that is alone may begin whatever it needs; the engine's limits let any single one fit.
         if (stays.length > 1) expect(used).toBeLessThanOrEqual(limit.blocksMax)
@@ -122,8 +118,8 @@ describe('a step plan', () => {
 
   test('computes guesses where rows and blocks are left, and gives nothing up for them', () => {
     const cached = 2 * kvBlockTokens
-    const first: Running = { priority: 0, arrival: 0, cached: cached - 3, pending: 1, guessed: 20 }
-    const second: Running = { priority: 0, arrival: 1, cached, pending: 1, guessed: 40 }
+    const first: Schedulable = { priority: 0, arrival: 0, cached: cached - 3, pending: 1, guessed: 20 }
+    const second: Schedulable = { priority: 0, arrival: 1, cached, pending: 1, guessed: 40 }
     const guesses = (rowsMax: number, blocksMax: number, wait: Waiting[] = []) => {
       const plan = planStep([first, second], wait, { rowsMax, sequencesMax: 8 }, cacheOf([first, second], blocksMax))
       expect(plan.preempted).toEqual([])

@@ -179,13 +179,25 @@ describe.each(models.filter(({ name }) => /tales|window|dense layers/.test(name)
   })
 })
 
+/** Tokens that a request is held to. */
+const only = (...ids: number[]) => new Map(ids.map((id) => [id, 40]))
+
 /** Models repeat themselves after a while, and any does that has three tokens to choose from. */
 const repetitive: TestRequest[] = [
   { promptIds: chatIds, sampling: { maxTokens: 120 }, output: { logprobs: 3, expertTrace: true } },
   {
     promptIds: [...chatIds.slice(0, 40), ...chatIds.slice(0, 20)],
     candidates: 2,
-    sampling: { maxTokens: 60, temperature: 1, seed: 5n, logitBias: new Map([40, 41, 42].map((id) => [id, 40])) },
+    sampling: { maxTokens: 60, temperature: 1, seed: 5n, logitBias: only(40, 41, 42) },
+    output: { logprobs: 0 },
+  },
+  // Its end may be guessed, too.
+  {
+    promptIds: chatIds.slice(0, 9),
+    sampling: {
+      ...{ maxTokens: 200, temperature: 0.8, seed: 6n, logitBias: only(50, 51, 52) },
+      ...{ minTokens: 40, stopTokenIds: new Set([52]) },
+    },
     output: { logprobs: 0 },
   },
   // A draw that looks back: its tokens are not guessed.
@@ -193,28 +205,58 @@ const repetitive: TestRequest[] = [
 ]
 
 const guessing: Variation[] = [
-  { why: 'guessed tokens', speculate: 5 },
+  { why: 'alone', speculate: 5 },
   {
-    why: 'guessed tokens in chunks of 7, experts on own threads',
-    speculate: 64,
-    maxBatchTokens: 7,
-    transport: 'own threads',
-    threads: 2,
-    ranks: 2,
+    why: 'chunks of 7, experts on own threads',
+    ...{ speculate: 64, maxBatchTokens: 7, transport: 'own threads', threads: 2, ranks: 2 },
   },
-  { why: 'guessed tokens, seven other requests over gRPC', speculate: 64, neighbours: 7, transport: 'gRPC', nodes: 2 },
-  { why: 'guessed tokens in a small cache', speculate: 20, neighbours: 7, kvTokens: 320 },
+  { why: 'seven other requests over gRPC', speculate: 64, neighbours: 7, transport: 'gRPC', nodes: 2 },
 ]
 
 describe.each(models.filter(({ name }) => /tales|window|dense layers/.test(name)))('$name', ({ directory }) => {
   if (directory === null) return
   test.each(weightFormats)('%s: guessed tokens, right and wrong ones', async (format) => {
-    const expected = (await run(directory, format, { why: 'alone' }, repetitive)).map(bits)
+    const plain = await run(directory, format, { why: 'alone' }, repetitive)
+    // What was guessed right is found in the KV cache by the next turn, and continued.
+    const answer = plain[0]?.tokens[0]?.map(({ id }) => id) ?? []
+    const next = { promptIds: [...chatIds, ...answer, 11, 12], sampling: { maxTokens: 20 }, output: { logprobs: 3 } }
+    const turns: TestRequest[] = [...repetitive, next]
+    const expected = [...plain, ...(await run(directory, format, { why: 'alone' }, [next]))].map(bits)
     for (const variation of guessing) {
-      const { results, counters } = await runCounted(directory, format, variation, repetitive)
+      const { results, counters } = await runCounted(directory, format, variation, turns)
       expect(results.map(bits), variation.why).toEqual(expected)
       expect(counters.guessedRight, variation.why).toBeGreaterThan(0)
       expect(counters.guessedTokens, variation.why).toBeGreaterThan(counters.guessedRight)
+    }
+    const small = { why: 'in a small cache', speculate: 20, neighbours: 7, kvTokens: 320 }
+    const { results, counters } = await runCounted(directory, format, small, turns)
+    expect(results.map(bits)).toEqual(expected)
+    expect(counters.guessedRight).toBeGreaterThan(0)
+    expect(counters.preempted).toBeGreaterThan(0)
+  })
+
+  /** More rows than the head computes at once, and beside a prompt that is read in many steps. */
+  test('every right guess spares a step', async () => {
+    const loop = (prompt: number[]): TestRequest => ({
+      promptIds: prompt,
+      sampling: { maxTokens: 150, logitBias: only(40) },
+    })
+    const prompts = Array.from({ length: 8 }, (_, i) => chatIds.slice(i, 2 * i + 5))
+    const asked = [...prompts.slice(1), Array.from({ length: 300 }, (_, i) => 5 + ((i * 53) % 250))].map(loop)
+    for (const [speculate, maxBatchTokens] of [
+      [8, 600],
+      [64, 600],
+      [8, 77],
+    ] as const) {
+      const model = await runModel(await pack(directory, 'int8'), { ...single, speculate, maxBatchTokens })
+      try {
+        const results = await Promise.all(asked.map(model.generate))
+        for (const { tokens } of results) expect(tokens[0]?.map(({ id }) => id)).toEqual(Array(150).fill(40))
+        expect(model.counters.guessedTokens).toBeGreaterThan(asked.length * 50)
+        expect(model.counters.guessedRight).toBe(model.counters.guessedTokens)
+      } finally {
+        await model.close()
+      }
     }
   })
 })
