@@ -145,8 +145,12 @@ const checkpoint = ensureCheckpoint(settings.cache, shape, 1, () => {})
 const pack = await preparePack({ model: checkpoint, cache: settings.cache, format: settings.format })
 const pairs: { without: Run[]; withGuesses: Run[] }[] = []
 for (let round = 1; round <= settings.pairs; round++) {
-  const without = await measure(pack, 0, round)
-  pairs.push({ without, withGuesses: await measure(pack, settings.speculate, round) })
+  const pair: Record<number, Run[]> = {}
+  // Each goes first in every other round.
+  const order = [0, settings.speculate]
+  for (const guesses of round % 2 === 0 ? order.toReversed() : order)
+    pair[guesses] = await measure(pack, guesses, round)
+  pairs.push({ without: pair[0] ?? [], withGuesses: pair[settings.speculate] ?? [] })
 }
 for (const [index, { name }] of texts.entries()) {
   const runs = pairs.flatMap(({ without, withGuesses }) => {

@@ -9,6 +9,7 @@ export const errorCodes = {
   USAGE: { grpc: 'INVALID_ARGUMENT', retry: false },
   CHECKPOINT_INVALID: { grpc: 'FAILED_PRECONDITION', retry: false },
   MODEL_UNSUPPORTED: { grpc: 'FAILED_PRECONDITION', retry: false },
+  KV_ERA: { grpc: 'FAILED_PRECONDITION', retry: false },
   MODEL_UNKNOWN: { grpc: 'NOT_FOUND', retry: false },
   MODEL_AMBIGUOUS: { grpc: 'FAILED_PRECONDITION', retry: false },
   PACK_INVALID: { grpc: 'FAILED_PRECONDITION', retry: false },

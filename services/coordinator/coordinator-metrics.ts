@@ -39,6 +39,15 @@ export function addRequestMetrics(metrics: Metrics, { engine, counters }: ModelE
   metrics.gauge('moesh_kv_tokens_limit', 'Room in the KV cache.', () => engine.stats().kvTokensMax)
 }
 
+export function addPrefixMetrics(metrics: Metrics, read: () => { fetchedTokens: number; sentTokens: number }): void {
+  metrics.counter(
+    'moesh_kv_fetched_tokens_total',
+    'Tokens whose keys and values came from another coordinator.',
+    () => read().fetchedTokens,
+  )
+  metrics.counter('moesh_kv_sent_tokens_total', 'Tokens whose keys and values went to one.', () => read().sentTokens)
+}
+
 export function addStepMetrics(metrics: Metrics, { steps }: ModelEngine): void {
   const byKind = (read: (totals: StepTotals) => number) => () =>
     stepKinds.map((kind) => ({ labels: { kind }, value: read(steps.totals[kind]) }))

@@ -30,7 +30,13 @@ import { addProcessMetrics, Metrics } from '../telemetry/metrics.ts'
 import { loadTokenizer } from '../tokenizer/tokenizer.ts'
 import { startApi } from './api/server.ts'
 import { clusterRoutes, copiesMissing, coverage } from './cluster-routes.ts'
-import { addDispatchMetrics, addPlacementMetrics, addRequestMetrics, addStepMetrics } from './coordinator-metrics.ts'
+import {
+  addDispatchMetrics,
+  addPlacementMetrics,
+  addPrefixMetrics,
+  addRequestMetrics,
+  addStepMetrics,
+} from './coordinator-metrics.ts'
 import { ExpertLinks } from './expert-links.ts'
 import { FallbackExperts, fallbackNodeId } from './fallback-experts.ts'
 import { createStoreJournal } from './journal.ts'
@@ -38,10 +44,15 @@ import { openKubernetes } from './kubernetes.ts'
 import { LateLog } from './late-log.ts'
 import { clusterCalls } from './leader-calls.ts'
 import { fingerprint, startModelEngine } from './model-engine.ts'
+import { connectKvPeer } from './prefixes/kv-peer.ts'
+import { addKvService } from './prefixes/kv-service.ts'
+import { SharedPrefixes } from './prefixes/shared-prefixes.ts'
 import { readProfile } from './profile.ts'
+import type { EngineRequest } from './request.ts'
 import { SelfCheck } from './self-check.ts'
 import { SilentNodes } from './silent-nodes.ts'
 import { nodeStates, storeView } from './store-view.ts'
+import { kvBlockTokens } from './team/kv-cache.ts'
 
 const loadEveryMs = 1000
 /** How often an idle coordinator compares what its parts believe. */
@@ -142,7 +153,7 @@ export async function startCoordinator(settings: CoordinatorSettings, log: Logge
   opened.defer(() => dispatcher.close())
 
   const threads = settings.threads ?? defaultThreads(settings.cpus)
-  const options = { ...settings, pack, experts: dispatcher, threads, stageDir }
+  const options = { ...settings, pack, experts: dispatcher, threads, stageDir, sharesKv: true }
   const model = opened.adopt(await startModelEngine(options), (it) => it.close())
   let isServing = false
   const served = () => ({
@@ -150,6 +161,7 @@ export async function startCoordinator(settings: CoordinatorSettings, log: Logge
     digest: pack.digest,
     fingerprint: fingerprint(pack.digest, model.numerics, numerics() ?? ''),
     engine: model.engine,
+    prepare: (request: EngineRequest, signal: AbortSignal) => prefixes.prepare(request, signal),
     text: tokenizer,
   })
   const tokenizer = loadTokenizer(pack.dir, pack.manifest)
@@ -195,6 +207,11 @@ export async function startCoordinator(settings: CoordinatorSettings, log: Logge
         name: 'moesh.internal.v1.ShardService',
         roles: ['coordinator', 'expert'],
         addTo: (server) => addShardService(server, { library: packLibrary(pack) }),
+      },
+      {
+        name: 'moesh.internal.v1.KvService',
+        roles: ['coordinator'],
+        addTo: (server) => addKvService(server, { kv: model.kv, era: () => kvEra(), onSent: () => sent.blocks++ }),
       },
     ],
   })
@@ -253,6 +270,33 @@ export async function startCoordinator(settings: CoordinatorSettings, log: Logge
   }
   const view = storeView({ ...viewed, leaderCalls: calls })
 
+  /** Fingerprint and era: with the same tokens, all that bits of the KV cache depend on. */
+  const kvEra = () => `${fingerprint(pack.digest, model.numerics, numerics() ?? '')} ${era}`
+  const sent = { blocks: 0 }
+  const peerDial = security.dial('coordinator')
+  const prefixes = new SharedPrefixes({
+    self: id,
+    kv: model.kv,
+    store,
+    coordinators: () =>
+      [...membership.view().nodes.values()]
+        .filter(({ record: it, status }) => {
+          const isAlike = it.modelDigest === pack.digest && it.numerics === model.numerics
+          return it.role === 'coordinator' && it.id !== id && isAlike && status.state === 'ready'
+        })
+        .map(({ record: { id, address } }) => ({ id, address })),
+    era: kvEra,
+    connect: ({ address }) =>
+      connectKvPeer({ address, credentials: peerDial.credentials, channelOptions: peerDial.options }),
+    msPerToken: () => {
+      const { wallMs, rows } = model.steps.totals.prefill
+      return rows === 0 ? 1 : wallMs / rows
+    },
+    nowMs: () => performance.now(),
+    onFailure: (coordinator, error) => log.debug({ coordinator, error }, 'a cached prefix was not taken over'),
+  })
+  opened.defer(() => prefixes.close())
+
   const { promise: ready, resolve: becomeReady } = Promise.withResolvers<void>()
   const routesNow = () =>
     clusterRoutes(layers, membership.view(), controller.active(), numerics() ?? '', pack.digest, {
@@ -308,6 +352,7 @@ export async function startCoordinator(settings: CoordinatorSettings, log: Logge
   const timer = setInterval(() => {
     meter.update(performance.now(), (layer) => dispatcher.expertRows(layer))
     store.publishLoad(id, meter.published(), loadKeepMs).catch(() => {})
+    prefixes.announce().catch(() => {})
     // A node that answers again changes nothing that membership would tell of.
     if (fallback.held().size > 0) reroute()
   }, loadEveryMs)
@@ -340,6 +385,7 @@ export async function startCoordinator(settings: CoordinatorSettings, log: Logge
   addProcessMetrics(metrics, { version, role: 'coordinator', id, model: pack.manifest.name })
   addRequestMetrics(metrics, model)
   addStepMetrics(metrics, model)
+  addPrefixMetrics(metrics, () => ({ fetchedTokens: prefixes.fetchedTokens, sentTokens: sent.blocks * kvBlockTokens }))
   addDispatchMetrics(metrics, dispatcher)
   addPlacementMetrics(metrics, () => ({
     epoch: controller.active()?.epoch ?? 0,

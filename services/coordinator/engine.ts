@@ -15,6 +15,7 @@ import {
   type Wanted,
 } from './head-rows.ts'
 import { KvBlocks } from './kv-blocks.ts'
+import { type KvExchange, StepwiseExchange } from './kv-exchange.ts'
 import type { Engine, EngineHandle, EngineRequest, EngineSink, FinishReason } from './request.ts'
 import type { RequestCounters } from './request-counters.ts'
 import { looksBack } from './sampling.ts'
@@ -42,6 +43,8 @@ export type EngineOptions = {
   headRowsMax: number
   /** Most tokens that a step guesses of a sequence; 0: none. */
   guessesMax: number
+  /** Somebody takes the changes of `kv`. */
+  sharesKv: boolean
   steps: StepCounters
   counters: RequestCounters
   nowMs: () => number
@@ -51,7 +54,7 @@ export type EngineOptions = {
  * The step loop of a coordinator: schedule, run, hand out. Rows of all requests share the linear layers and one dispatch
  * per layer; attention runs per sequence.
  */
-export function createEngine(options: EngineOptions): Engine {
+export function createEngine(options: EngineOptions): Engine & { kv: KvExchange } {
   return new StepEngine(options)
 }
 
@@ -63,6 +66,7 @@ class StepEngine implements Engine {
   #running: Sequence[] = []
   readonly #freeSlots: number[]
   readonly #kv: KvBlocks
+  readonly #exchange: StepwiseExchange
   #arrivals = 0
   #wake: (() => void) | null = null
   #closed = false
@@ -81,9 +85,15 @@ class StepEngine implements Engine {
       options.limits.kvTokensMax,
       options.team.buffers.blocks,
       kvBlocks(options.limits.contextLength),
+      options.sharesKv,
     )
+    this.#exchange = new StepwiseExchange(this.#kv, options.team, options.nowMs, () => this.#wake?.())
     this.#tokenRate = new TokenRate(options.nowMs)
     this.#loop = this.#serve()
+  }
+
+  get kv(): KvExchange {
+    return this.#exchange
   }
 
   submit(request: EngineRequest, sink: EngineSink): EngineHandle {
@@ -152,6 +162,7 @@ class StepEngine implements Engine {
     this.#cancellation?.cancel()
     this.#wake?.()
     await this.#loop
+    await this.#exchange.close()
     this.#deliver()
   }
 
@@ -170,8 +181,10 @@ class StepEngine implements Engine {
 
   async #serve(): Promise<void> {
     while (!this.#closed) {
+      await this.#exchange.work()
       if (this.#running.length === 0 && this.#waiting.length === 0) {
         this.#deliver()
+        if (this.#exchange.hasWork || this.#closed) continue
         await new Promise<void>((resolve) => {
           this.#wake = resolve
         })

@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict'
-import { hash } from 'node:crypto'
+import { extendNames, findableBlocks } from './block-names.ts'
 import { KvPool } from './kv-pool.ts'
 import { type KvView, kvBlocks } from './scheduler.ts'
 import type { Sequence } from './sequence.ts'
@@ -18,9 +18,9 @@ export class KvBlocks implements KvView<Sequence> {
   /** Raised when the same tokens give other bits from then on. */
   #era = 0
 
-  /** `tokensMax`: of all sequences; `width`: most blocks of one. */
-  constructor(tokensMax: number, table: Int32Array, width: number) {
-    this.#pool = new KvPool(kvBlocks(tokensMax))
+  /** `tokensMax`: of all sequences; `width`: most blocks of one; `tracks`: somebody takes the changes. */
+  constructor(tokensMax: number, table: Int32Array, width: number, tracks = false) {
+    this.#pool = new KvPool(kvBlocks(tokensMax), tracks)
     this.#table = table
     this.#width = width
   }
@@ -35,6 +35,45 @@ export class KvBlocks implements KvView<Sequence> {
 
   get keptTokens(): number {
     return this.#pool.kept * kvBlockTokens
+  }
+
+  get era(): number {
+    return this.#era
+  }
+
+  names(): string[] {
+    return this.#pool.names()
+  }
+
+  takeChanges(): ReadonlyMap<string, boolean> {
+    return this.#pool.takeChanges()
+  }
+
+  /** How many of `names`, from the first on without a gap, are found. */
+  countFound(names: readonly string[]): number {
+    return this.#pool.find(names).length
+  }
+
+  /** The block of that name, kept until it is unpinned; null: there is none. */
+  pin(name: string): number | null {
+    const [block] = this.#pool.find([name])
+    if (block === undefined) return null
+    this.#pool.share(block)
+    return block
+  }
+
+  unpin(block: number): void {
+    this.#pool.release(block)
+  }
+
+  /** A pinned block of no sequence, to be filled and named; null: none is free. */
+  takeFresh(): number | null {
+    return this.#pool.free > 0 ? this.#pool.takeFresh() : null
+  }
+
+  /** A pinned block's content is found by that name, in the present era. */
+  name(block: number, name: string): void {
+    this.#pool.name(block, name)
   }
 
   held({ blocks }: Sequence): number {
@@ -129,19 +168,13 @@ export class KvBlocks implements KvView<Sequence> {
     const { output } = sequence.request.request
     // What is asked of each token of the prompt has to be computed.
     if (output.promptLogprobs !== null || output.promptExpertTrace) return []
-    // Of at least one token the logits are needed.
-    const full = Math.floor((sequence.tokens.length - 1) / kvBlockTokens)
-    for (let index = sequence.names.length; index < full; index++) this.#nameOf(sequence, index)
+    const full = findableBlocks(sequence.tokens.length)
+    extendNames(sequence.names, sequence.tokens, sequence.request.request.cacheSalt, full)
     return this.#pool.find(sequence.names.slice(0, full))
   }
 
-  #nameOf(sequence: Sequence, index: number): string {
-    const { names, tokens } = sequence
-    for (let next = names.length; next <= index; next++) {
-      const block = Int32Array.from(tokens.slice(next * kvBlockTokens, (next + 1) * kvBlockTokens))
-      const before = names[next - 1] ?? hash('sha256', sequence.request.request.cacheSalt)
-      names.push(hash('sha256', Buffer.concat([Buffer.from(before, 'hex'), Buffer.from(block.buffer)])))
-    }
+  #nameOf({ names, tokens, request }: Sequence, index: number): string {
+    extendNames(names, tokens, request.request.cacheSalt, index + 1)
     return names[index] ?? ''
   }
 }

@@ -9,6 +9,7 @@ import assert from 'node:assert/strict'
  */
 export class KvPool {
   readonly #size: number
+  readonly #tracks: boolean
   /** By block. */
   readonly #users: number[] = []
   readonly #names: (string | null)[] = []
@@ -16,13 +17,17 @@ export class KvPool {
   /** Unused blocks: named ones, the longest unused first, and ones that hold nothing. */
   readonly #kept = new Set<number>()
   readonly #blank: number[] = []
+  /** Since they were last taken: names that came (true) and went (false). */
+  #changes = new Map<string, boolean>()
   /** Names that went while there were untouched blocks; as many as those would have kept, the oldest first. */
   readonly #ghosts = new Set<string>()
   /** Blocks that may be touched before kept ones are used again. */
   #worthTouching = 0
 
-  constructor(size: number) {
+  /** `tracks`: somebody takes the changes. */
+  constructor(size: number, tracks = false) {
     this.#size = size
+    this.#tracks = tracks
   }
 
   /** Blocks that nobody uses. */
@@ -57,7 +62,15 @@ export class KvPool {
   /** A block that holds nothing any more, used once. There must be a free one. */
   take(): number {
     const isWorthTouching = this.#kept.size === 0 || this.#touched < this.#worthTouching
-    const block = this.#blank.pop() ?? (isWorthTouching ? this.#untouched() : undefined) ?? this.#forgotten()
+    return this.#use(this.#blank.pop() ?? (isWorthTouching ? this.#untouched() : undefined) ?? this.#forgotten())
+  }
+
+  /** The same, but what is kept goes only where nothing else is left. */
+  takeFresh(): number {
+    return this.#use(this.#blank.pop() ?? this.#untouched() ?? this.#forgotten())
+  }
+
+  #use(block: number | undefined): number {
     assert(block !== undefined)
     this.#users[block] = 1
     return block
@@ -79,11 +92,23 @@ export class KvPool {
     else this.#kept.add(block)
   }
 
+  names(): string[] {
+    return [...this.#byName.keys()]
+  }
+
+  /** Names that are found since the last call (true), and those that are not any more (false). */
+  takeChanges(): ReadonlyMap<string, boolean> {
+    const changes = this.#changes
+    this.#changes = new Map()
+    return changes
+  }
+
   /** From now on it is found by that name, unless another is already: then it stays without one. */
   name(block: number, name: string): void {
     if (this.#byName.has(name)) return
     this.#byName.set(name, block)
     this.#names[block] = name
+    if (this.#tracks) this.#changes.set(name, true)
   }
 
   /** Nothing of these names was found; from the first on without a gap, those that a larger cache had kept make it one. */
@@ -96,6 +121,7 @@ export class KvPool {
 
   /** Nothing that is held now is found from now on. */
   forget(): void {
+    if (this.#tracks) for (const name of this.#byName.keys()) this.#changes.set(name, false)
     this.#byName.clear()
     this.#ghosts.clear()
     this.#names.fill(null)
@@ -118,6 +144,7 @@ export class KvPool {
     const name = this.#names[block] ?? ''
     this.#byName.delete(name)
     this.#names[block] = null
+    if (this.#tracks) this.#changes.set(name, false)
     this.#ghosts.add(name)
     for (const oldest of this.#ghosts) {
       if (this.#ghosts.size <= this.#size - this.#touched) break

@@ -11,6 +11,7 @@ import type { CapacitySettings } from './capacity.ts'
 import { engineCapacity } from './capacity.ts'
 import { drawKernelBytes } from './draw-kernel.ts'
 import { createEngine } from './engine.ts'
+import type { KvExchange } from './kv-exchange.ts'
 import type { Engine } from './request.ts'
 import { RequestCounters } from './request-counters.ts'
 import { kvBlocks } from './scheduler.ts'
@@ -26,6 +27,8 @@ export type ModelEngineOptions = CapacitySettings & {
   threads: number
   /** Most tokens that a step guesses of a sequence; 0: none. */
   speculate: number
+  /** Somebody takes the changes of `kv`; nobody, if not given. */
+  sharesKv?: boolean
   /** For the team's threads, as `claimCpus` takes it. */
   cpus: CpuChoice | undefined
   stageDir: string
@@ -34,6 +37,7 @@ export type ModelEngineOptions = CapacitySettings & {
 /** The coordinator's own share of a model, loaded, with the step loop over it. */
 export type ModelEngine = {
   engine: Engine
+  kv: KvExchange
   /** Class of coordinators that compute equal bits. */
   numerics: string
   steps: StepCounters
@@ -100,12 +104,14 @@ export async function startModelEngine(options: ModelEngineOptions): Promise<Mod
     topMax,
     headRowsMax,
     guessesMax: options.speculate,
+    sharesKv: options.sharesKv ?? false,
     steps,
     counters,
     nowMs,
   })
   return {
     engine,
+    kv: engine.kv,
     numerics,
     steps,
     counters,

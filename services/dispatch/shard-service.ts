@@ -9,6 +9,7 @@ import {
 } from '@grpc/grpc-js'
 import { asMoeshError, MoeshError } from '../config/errors.ts'
 import { grpcStatus } from '../config/grpc-status.ts'
+import { roomOrEnd } from './backpressure.ts'
 import { type Clock, systemClock } from './clock.ts'
 import { RateLimit } from './rate-limit.ts'
 import {
@@ -42,8 +43,6 @@ export type ShardServiceOptions = {
   authorize?: (call: FetchCall | ManifestCall) => void
 }
 
-/** A receiver that reads nothing for so long has gone, or will ask again. */
-const stallMs = 30_000
 /** Transfers at once; a node that is turned away asks another source, or again. */
 const transfersMax = 16
 
@@ -113,26 +112,8 @@ async function send(call: FetchCall, place: ShardPlace, offset: number, limit: R
   }
 }
 
-/** Resolves when more can be written or the call is over. Errors: NODE_LATE for a receiver that reads no more. */
-function roomOrEnd(call: FetchCall, clock: Clock): Promise<void> {
-  // Said once, perhaps before we listen.
-  if (call.cancelled) return Promise.resolve()
-  return new Promise((resolve, reject) => {
-    const events = ['drain', 'cancelled', 'close', 'error'] as const
-    const done = () => {
-      for (const event of events) call.off(event, done)
-      timer.cancel()
-      resolve()
-    }
-    for (const event of events) call.on(event, done)
-    const timer = clock.after(stallMs, () => {
-      reject(new MoeshError('NODE_LATE', `the receiver has read nothing for ${stallMs} ms`))
-      done()
-    })
-  })
-}
-
-function statusOf(error: MoeshError) {
+/** What a client of an internal service is told. */
+export function statusOf(error: MoeshError) {
   const metadata = new Metadata()
   metadata.set('moesh-code', error.code)
   return { code: grpcStatus(error.code), details: error.message, metadata }

@@ -1,6 +1,7 @@
 import { cpSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
 import { isDeepStrictEqual } from 'node:util'
 import { status as grpcStatus } from '@grpc/grpc-js'
 import { afterAll, beforeAll, describe, expect, onTestFinished, test } from 'vitest'
@@ -213,6 +214,38 @@ describe.skipIf(redisCommand() === null)('a cluster of processes', () => {
     }
   })
 })
+
+test.skipIf(redisCommand() === null)(
+  'coordinators take over from each other what they have read of a prompt',
+  async () => {
+    const { dir } = await pack(demoCheckpoint, 'int8')
+    const told = { flags: ['--metrics-listen', '127.0.0.1:0'] }
+    const cluster = await TestCluster.start({ pack: dir, experts: 2, coordinators: 2, coordinator: told })
+    try {
+      const [first, other] = cluster.coordinators
+      if (!first || !other) throw new Error('it is not complete')
+      const prompt = { promptIds: Array.from({ length: 300 }, (_, at) => 5 + ((at * 37) % 250)), maxTokens: 40 }
+      const alone = bits(await runStream(cluster, other, { ...prompt, cacheSalt: 'alone' }))
+      const sent = async () => (await scrape(first)).get('moesh_kv_sent_tokens_total') ?? 0
+      // On a busy machine computing may be quicker than the first connection.
+      for (let round = 0; round < 10 && (await sent()) === 0; round++) {
+        const salted = { ...prompt, cacheSalt: `round ${round}` }
+        expect(bits(await runStream(cluster, first, salted))).toBe(alone)
+        // The store hears of it once a second.
+        await sleep(1500)
+        expect(bits(await runStream(cluster, other, salted))).toBe(alone)
+      }
+      expect(await sent()).toBeGreaterThan(0)
+      const second = await scrape(other)
+      expect(second.get('moesh_kv_fetched_tokens_total')).toBe(await sent())
+      expect(second.get('moesh_prompt_tokens_cached_total')).toBe(await sent())
+      await first.kill()
+      expect(bits(await runStream(cluster, other, { ...prompt, cacheSalt: 'without it' }))).toBe(alone)
+    } finally {
+      await cluster.close()
+    }
+  },
+)
 
 const streamRequests: readonly StreamRequest[] = [0, 1, 2, 3].map((index) => ({
   promptIds: Array.from({ length: 3 + 5 * index }, (_, at) => 5 + ((at * 37 + index * 11) % 250)),

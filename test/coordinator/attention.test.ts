@@ -54,7 +54,9 @@ const tables = Int32Array.from({ length: slots * tableWidth }, (_, place) => (pl
 function setUp(shape: Shape, tokens: number, seed: number) {
   const spec = specOf(shape)
   const kernel = new AttentionKernel()
-  const cache = new KvCache(kernel, [{ heads: spec.kvHeads, headDim: spec.headDim }])
+  const cache = new KvCache(kernel, [
+    { heads: spec.kvHeads, firstHead: 0, allHeads: spec.kvHeads, headDim: spec.headDim },
+  ])
   // What blocks held before must not show.
   for (let block = 0; block < slots * tableWidth; block++) {
     const at = cache.at(block, 0) / 4
@@ -177,9 +179,9 @@ test("a row's bits depend neither on chunks nor on other sequences, nor on what 
 test("a block's pieces lie apart, stay where they are, and are copied together", () => {
   const kernel = new AttentionKernel()
   const cache = new KvCache(kernel, [
-    { heads: 2, headDim: 8 },
-    { heads: 0, headDim: 8 },
-    { heads: 1, headDim: 4 },
+    { heads: 2, firstHead: 0, allHeads: 2, headDim: 8 },
+    { heads: 0, firstHead: 1, allHeads: 1, headDim: 8 },
+    { heads: 1, firstHead: 0, allHeads: 2, headDim: 4 },
   ])
   const floats = [2 * 2 * kvBlockTokens * 8, 0, 2 * kvBlockTokens * 4]
   const pieces = [5, 0, 3].flatMap((block) => floats.map((count, layer) => ({ at: cache.at(block, layer) / 4, count })))

@@ -63,6 +63,43 @@ describe('the pool of blocks', () => {
     for (let prompt = 0; prompt < 10; prompt++) expect(pool.find([`${prompt}`])).toHaveLength(1)
   })
 
+  test('what is taken over goes beside what is kept, while there is room', () => {
+    const pool = new KvPool(3, true)
+    const adopt = (name: string) => {
+      const block = pool.takeFresh()
+      pool.name(block, name)
+      pool.release(block)
+    }
+    for (const name of ['a', 'b', 'c']) adopt(name)
+    expect(pool.find(['a', 'b', 'c'])).toHaveLength(3)
+    for (const name of ['c', 'b', 'a']) {
+      const [block = -1] = pool.find([name])
+      pool.share(block)
+      pool.release(block)
+    }
+    adopt('d')
+    expect(pool.find(['a', 'b'])).toHaveLength(2)
+    expect(pool.find(['c'])).toEqual([])
+    const both = (names: [string, boolean][]) => new Map(names)
+    expect(pool.takeChanges()).toEqual(
+      both([
+        ['a', true],
+        ['b', true],
+        ['c', false],
+        ['d', true],
+      ]),
+    )
+    expect(pool.names().sort()).toEqual(['a', 'b', 'd'])
+    pool.forget()
+    expect(pool.takeChanges()).toEqual(
+      both([
+        ['a', false],
+        ['b', false],
+        ['d', false],
+      ]),
+    )
+  })
+
   test('forgets any number of blocks', () => {
     const size = 200_000
     const pool = new KvPool(size)

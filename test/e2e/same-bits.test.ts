@@ -4,6 +4,7 @@ import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import { ensureCheckpoint } from '../../bench/checkpoint.ts'
 import type { BenchShape } from '../../bench/shape.ts'
+import { extendNames, findableBlocks } from '../../services/coordinator/block-names.ts'
 import type { TokenOutput } from '../../services/coordinator/request.ts'
 import type { RequestCounters } from '../../services/coordinator/request-counters.ts'
 import { type WeightFormat, weightFormats } from '../../services/model/format.ts'
@@ -257,6 +258,36 @@ describe.each(models.filter(({ name }) => /tales|window|dense layers/.test(name)
       } finally {
         await model.close()
       }
+    }
+  })
+})
+
+describe.each(models.filter(({ name }) => /tales|window|dense layers/.test(name)))('$name', ({ directory }) => {
+  if (directory === null) return
+  test.each(weightFormats)('%s: blocks of the KV cache that another coordinator computed', async (format) => {
+    const request: TestRequest = {
+      promptIds: Array.from({ length: 150 }, (_, i) => 5 + ((i * 31) % 240)),
+      sampling: { maxTokens: 8, temperature: 0.7, seed: 9n },
+      output: { logprobs: -1 },
+    }
+    const names: string[] = []
+    extendNames(names, request.promptIds, '', findableBlocks(request.promptIds.length))
+    expect(names).toHaveLength(4)
+    const source = await runModel(await pack(directory, format), { ...single, threads: 3 })
+    const target = await runModel(await pack(directory, format), { ...single, transport: 'own threads', threads: 2 })
+    try {
+      const computed = await source.generate(request)
+      for (const name of names) {
+        const block = await source.kv.read(name)
+        expect(block?.byteLength).toBe(target.kv.blockBytes)
+        expect(await target.kv.write(name, block ?? new Uint8Array(), target.kv.era())).toBe(true)
+      }
+      expect(await source.kv.read('00')).toBeNull()
+      const continued = await target.generate(request)
+      expect(continued.usage.cachedTokens).toBe(128)
+      expect(bits(continued)).toBe(bits(computed))
+    } finally {
+      await Promise.all([source.close(), target.close()])
     }
   })
 })

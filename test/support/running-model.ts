@@ -3,6 +3,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { Server, ServerCredentials } from '@grpc/grpc-js'
 import { kvBytesPerToken } from '../../services/coordinator/capacity.ts'
+import type { KvExchange } from '../../services/coordinator/kv-exchange.ts'
 import { startModelEngine } from '../../services/coordinator/model-engine.ts'
 import type {
   EngineRequest,
@@ -55,6 +56,7 @@ export type Result = {
 
 export type RunningModel = {
   generate(request: TestRequest): Promise<Result>
+  readonly kv: KvExchange
   /** What has become of requests so far. */
   readonly counters: RequestCounters
   close(): Promise<void>
@@ -150,6 +152,7 @@ export async function runModel(pack: PackReader, topology: Topology): Promise<Ru
           },
         )
       }),
+    kv: model.kv,
     counters: model.counters,
     close: async () => {
       await model.close()

@@ -1,6 +1,6 @@
-import type { MoeshError } from '../../config/errors.ts'
+import { asMoeshError, type MoeshError } from '../../config/errors.ts'
 import type { TextStream } from '../../tokenizer/text-stream.ts'
-import type { EngineHandle, EngineSink, EngineUsage, FinishReason, TokenOutput } from '../request.ts'
+import type { EngineHandle, EngineRequest, EngineSink, EngineUsage, FinishReason, TokenOutput } from '../request.ts'
 import type { JournalWriter } from './journal-writer.ts'
 import type { ServedModel } from './models.ts'
 import { type ReplyStream, tokenBytes } from './reply.ts'
@@ -34,6 +34,9 @@ export class Generation implements EngineSink {
   readonly #options: GenerationOptions
   readonly #candidates: Candidate[]
   #handle: EngineHandle | null = null
+  /** Ends what it waits for before it is submitted. */
+  readonly #preparing = new AbortController()
+  #isCancelled = false
   #hasEnded = false
 
   constructor(options: GenerationOptions) {
@@ -51,9 +54,9 @@ export class Generation implements EngineSink {
 
   /** Errors: those of `Engine.submit`. */
   start(): void {
-    const { request, model, resume } = this.#options
+    const { request, resume } = this.#options
     if (resume === undefined) {
-      this.#handle = model.engine.submit(request.engine, this)
+      this.#begin(request.engine)
       return
     }
     // The last token that the client has is drawn once more: if it ended its candidate, the engine finds out by itself.
@@ -64,12 +67,29 @@ export class Generation implements EngineSink {
     for (const [candidate, tokens] of known.entries()) {
       for (const [index, id] of tokens.entries()) this.#takeText(candidate, index, id)
     }
-    this.#handle = model.engine.submit({ ...request.engine, resumeFrom: known }, this)
+    this.#begin({ ...request.engine, resumeFrom: known })
   }
 
   /** Ends it with what it has; the client gets its finish. */
   cancel(): void {
+    this.#isCancelled = true
+    this.#preparing.abort()
     this.#handle?.cancel()
+  }
+
+  #begin(request: EngineRequest): void {
+    const { model } = this.#options
+    const waits = model.prepare?.(request, this.#preparing.signal) ?? null
+    if (waits === null) {
+      this.#handle = model.engine.submit(request, this)
+      return
+    }
+    const submit = () => {
+      if (this.#hasEnded) return
+      this.#handle = model.engine.submit(request, this)
+      if (this.#isCancelled) this.#handle.cancel()
+    }
+    waits.then(submit).catch((thrown: unknown) => this.interrupt(asMoeshError(thrown)))
   }
 
   /** Ends it without another word to the client: it is gone. */
@@ -183,6 +203,7 @@ export class Generation implements EngineSink {
   #end(): void {
     if (this.#hasEnded) return
     this.#hasEnded = true
+    this.#preparing.abort()
     this.#options.journal.finish()
     this.#options.onEnd()
   }

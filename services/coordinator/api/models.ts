@@ -2,7 +2,7 @@ import { MoeshError } from '../../config/errors.ts'
 import { moeLayers } from '../../model/spec.ts'
 import type { Manifest } from '../../pack/manifest.ts'
 import type { TextTokenizer } from '../../tokenizer/tokenizer.ts'
-import type { Engine } from '../request.ts'
+import type { Engine, EngineRequest } from '../request.ts'
 import type { ModelMessage } from './wire.ts'
 
 /** What the API needs of a tokenizer; `TextTokenizer` is one. */
@@ -19,6 +19,8 @@ export type ServedModel = {
   /** Names all that output bits depend on: weights, format, numerics. */
   fingerprint: string
   engine: Engine
+  /** What is worth waiting for before a request is submitted: null if nothing is. Never rejects. */
+  prepare?: (request: EngineRequest, signal: AbortSignal) => Promise<void> | null
   /** null: the pack has none, so only token ids go in and out. */
   text: TextModel | null
 }

@@ -57,6 +57,8 @@ export class Forward {
       kernel,
       spec.layers.map(({ attention }, layer) => ({
         heads: (heads[layer]?.to ?? 0) - (heads[layer]?.from ?? 0),
+        firstHead: heads[layer]?.from ?? 0,
+        allHeads: attention.kvHeads,
         headDim: attention.headDim,
       })),
     )

@@ -4,8 +4,11 @@ import type { AttentionKernel } from './attention-kernel.ts'
 export const kvBlockTokens = 32
 
 export type CachedLayer = {
-  /** KV heads of this thread. */
+  /** KV heads of this thread, and the first of them. */
   readonly heads: number
+  readonly firstHead: number
+  /** Of all threads. */
+  readonly allHeads: number
   readonly headDim: number
 }
 
@@ -16,6 +19,7 @@ export type CachedLayer = {
  */
 export class KvCache {
   readonly #kernel: AttentionKernel
+  readonly #layers: readonly CachedLayer[]
   /** Bytes from a block's begin to a layer's piece; last, to its end. */
   readonly #offsets: readonly number[]
   /** By block; 0: none yet. */
@@ -23,6 +27,7 @@ export class KvCache {
 
   constructor(kernel: AttentionKernel, layers: readonly CachedLayer[]) {
     this.#kernel = kernel
+    this.#layers = layers
     const offsets = [0]
     for (const { heads, headDim } of layers) {
       offsets.push((offsets.at(-1) ?? 0) + 2 * heads * kvBlockTokens * headDim * 4)
@@ -39,6 +44,34 @@ export class KvCache {
     const source = this.#begin(from) / 4
     const target = this.#begin(to) / 4
     this.#kernel.floats.copyWithin(target, source, source + this.#bytes / 4)
+  }
+
+  /** This thread's part of a block into `all` of it: the same, but with the heads of all threads. */
+  read(block: number, all: Float32Array): void {
+    const begin = this.#begin(block) / 4
+    const own = this.#kernel.floats
+    this.#eachPart((from, to, length) => all.set(own.subarray(begin + from, begin + from + length), to))
+  }
+
+  /** Inverse of `read`. */
+  write(block: number, all: Float32Array): void {
+    const begin = this.#begin(block) / 4
+    const own = this.#kernel.floats
+    this.#eachPart((to, from, length) => own.set(all.subarray(from, from + length), begin + to))
+  }
+
+  /** Where the keys and the values of each layer lie in a block of this thread, and in one of all; in floats. */
+  #eachPart(use: (own: number, all: number, length: number) => void): void {
+    let own = 0
+    let all = 0
+    for (const { heads, firstHead, allHeads, headDim } of this.#layers) {
+      const head = kvBlockTokens * headDim
+      for (const values of [0, 1]) {
+        use(own + values * heads * head, all + (values * allHeads + firstHead) * head, heads * head)
+      }
+      own += 2 * heads * head
+      all += 2 * allHeads * head
+    }
   }
 
   get #bytes(): number {

@@ -7,6 +7,7 @@ import {
 } from '../../dispatch/rows.ts'
 import type { WeightFormat } from '../../model/format.ts'
 import { type ModelSpec, moeLayers } from '../../model/spec.ts'
+import { kvBlockTokens } from './kv-cache.ts'
 
 /**
  * The memory that a coordinator's threads share during a step, allocated once. R: rows of a step, H: hidden,
@@ -19,6 +20,8 @@ export type StepBuffers = {
   items: Int32Array<SharedArrayBuffer>
   /** [slots, blocks of the longest sequence]: where each sequence's keys and values lie, by the number of the block. */
   blocks: Int32Array<SharedArrayBuffer>
+  /** A whole block of the KV cache on its way out or in, the heads of all threads: see `KvCache.read`. */
+  kvBlock: Float32Array<SharedArrayBuffer>
   /** [R] token ids. */
   tokens: Int32Array<SharedArrayBuffer>
   /** [R + 1, H] the residual stream. The row behind the last pads odd counts. */
@@ -79,7 +82,7 @@ export const controlWords = {
   size: 16,
 } as const
 
-export const commands = { messages: 0, run: 1, head: 2, close: 3 } as const
+export const commands = { messages: 0, run: 1, head: 2, close: 3, blockOut: 4, blockIn: 5 } as const
 
 export const itemWords = { slot: 0, start: 1, count: 2, row: 3, size: 4 } as const
 
@@ -145,6 +148,9 @@ export function createStepBuffers(spec: ModelSpec, format: WeightFormat, limits:
     control: ints(controlWords.size),
     items: ints(limits.itemsMax * itemWords.size),
     blocks: ints(limits.itemsMax * limits.sequenceBlocks),
+    kvBlock: floats(
+      spec.layers.reduce((sum, { attention }) => sum + 2 * attention.kvHeads * kvBlockTokens * attention.headDim, 0),
+    ),
     tokens: ints(rowsMax),
     x: floats((rowsMax + 1) * spec.hidden),
     attention: floats((rowsMax + 1) * queries),

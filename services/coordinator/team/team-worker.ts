@@ -82,8 +82,10 @@ function readItems(): Item[] {
 
 let items: Item[] = []
 
+const argument = () => Atomics.load(control, controlWords.argument)
+
 function run(): void {
-  const from = Atomics.load(control, controlWords.argument)
+  const from = argument()
   const rows = Atomics.load(control, controlWords.rows)
   if (from === 0) {
     items = readItems()
@@ -124,11 +126,13 @@ function hearAll(): void {
 function execute(command: number): void {
   try {
     // Not between the layers of a step: they would fill the slot of a sequence again that has just ended.
-    const isBetweenLayers = command === commands.run && Atomics.load(control, controlWords.argument) > 0
+    const isBetweenLayers = command === commands.run && argument() > 0
     if (!isBetweenLayers) hearAll()
     forward.begin()
     if (command === commands.run) run()
     else if (command === commands.head) head()
+    else if (command === commands.blockOut) forward.cache.read(argument(), buffers.kvBlock)
+    else if (command === commands.blockIn) forward.cache.write(argument(), buffers.kvBlock)
     forward.end()
   } catch (thrown) {
     if (!(thrown instanceof BarrierBroken)) {

@@ -131,6 +131,11 @@ export class Team {
     await this.#command(commands.head, 0)
   }
 
+  /** Copies a block of the KV cache into `buffers.kvBlock`, or from there. Between steps. */
+  async moveBlock(block: number, direction: 'out' | 'in'): Promise<void> {
+    await this.#command(direction === 'out' ? commands.blockOut : commands.blockIn, block)
+  }
+
   #setHead(rows: readonly HeadRow[]): void {
     const { control, head } = this.buffers
     rows.forEach(({ row, slot, target, position, top }, index) => {
