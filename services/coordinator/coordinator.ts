@@ -1,4 +1,4 @@
-import { randomUUID } from 'node:crypto'
+import { hash, randomUUID } from 'node:crypto'
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { systemClock } from '../cluster/clock.ts'
@@ -161,7 +161,9 @@ export async function startCoordinator(settings: CoordinatorSettings, log: Logge
     digest: pack.digest,
     fingerprint: fingerprint(pack.digest, model.numerics, numerics() ?? ''),
     engine: model.engine,
-    prepare: (request: EngineRequest, signal: AbortSignal) => prefixes.prepare(request, signal),
+    prepare: (request: EngineRequest, signal: AbortSignal) =>
+      // One that will be refused must not wait before.
+      model.engine.stats().queued < model.engine.limits.queueMax ? prefixes.prepare(request, signal) : null,
     text: tokenizer,
   })
   const tokenizer = loadTokenizer(pack.dir, pack.manifest)
@@ -271,7 +273,7 @@ export async function startCoordinator(settings: CoordinatorSettings, log: Logge
   const view = storeView({ ...viewed, leaderCalls: calls })
 
   /** Fingerprint and era: with the same tokens, all that bits of the KV cache depend on. */
-  const kvEra = () => `${fingerprint(pack.digest, model.numerics, numerics() ?? '')} ${era}`
+  const kvEra = () => `${fingerprint(pack.digest, model.numerics, numerics() ?? '')} ${hash('sha256', era)}`
   const sent = { blocks: 0 }
   const peerDial = security.dial('coordinator')
   const prefixes = new SharedPrefixes({
@@ -289,8 +291,9 @@ export async function startCoordinator(settings: CoordinatorSettings, log: Logge
     connect: ({ address }) =>
       connectKvPeer({ address, credentials: peerDial.credentials, channelOptions: peerDial.options }),
     msPerToken: () => {
-      const { wallMs, rows } = model.steps.totals.prefill
-      return rows === 0 ? 1 : wallMs / rows
+      // Without what was spent waiting for nodes that were late.
+      const { wallMs, dispatchMs, expertMs, rows } = model.steps.totals.prefill
+      return rows === 0 ? 1 : (wallMs - dispatchMs + expertMs) / rows
     },
     nowMs: () => performance.now(),
     onFailure: (coordinator, error) => log.debug({ coordinator, error }, 'a cached prefix was not taken over'),
@@ -311,7 +314,9 @@ export async function startCoordinator(settings: CoordinatorSettings, log: Logge
     const routes = routesNow()
     dispatcher.setRoutes(routes)
     // Experts of another class compute other bits, and what a suspended node computed may be wrong.
-    const present = JSON.stringify([numerics(), [...seen.suspended.keys()].sort(), seen.suspensions])
+    // A new store has forgotten what was suspended before.
+    const { generation, suspensions, suspended } = seen
+    const present = JSON.stringify([numerics(), generation, suspensions, [...suspended.keys()].sort()])
     if (present !== era) model.engine.beginEra()
     era = present
     if (!isServing && (layers.length === 0 || (numerics() !== undefined && coverage(routes, 1).uncovered === 0))) {

@@ -105,7 +105,7 @@ class StepEngine implements Engine {
       sequences: [],
       promptTokens: [],
       cachedTokens: 0,
-      submittedMs: nowMs,
+      submittedMs: nowMs - (request.waitedMs ?? 0),
       startedMs: null,
       firstTokenMs: null,
       retried: 0,
@@ -181,7 +181,10 @@ class StepEngine implements Engine {
 
   async #serve(): Promise<void> {
     while (!this.#closed) {
-      await this.#exchange.work()
+      if (this.#exchange.hasWork) {
+        this.#deliver()
+        await this.#exchange.work()
+      }
       if (this.#running.length === 0 && this.#waiting.length === 0) {
         this.#deliver()
         if (this.#exchange.hasWork || this.#closed) continue

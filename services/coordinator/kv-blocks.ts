@@ -71,6 +71,11 @@ export class KvBlocks implements KvView<Sequence> {
     return this.#pool.free > 0 ? this.#pool.takeFresh() : null
   }
 
+  /** A pinned block for which there is no memory is never used again. */
+  withdraw(block: number): void {
+    this.#pool.withdraw(block)
+  }
+
   /** A pinned block's content is found by that name, in the present era. */
   name(block: number, name: string): void {
     this.#pool.name(block, name)

@@ -34,6 +34,8 @@ export class StepwiseExchange implements KvExchange {
   readonly #onWork: () => void
   #queue: (() => Promise<void>)[] = []
   #isClosed = false
+  /** There was no memory for a block that the cache should have room for. */
+  #isExhausted = false
 
   /** `onWork`: there is something to `work` on. */
   constructor(kv: KvBlocks, team: Pick<Team, 'buffers' | 'moveBlock'>, nowMs: () => number, onWork: () => void) {
@@ -81,17 +83,22 @@ export class StepwiseExchange implements KvExchange {
     return this.#betweenSteps(false, async () => {
       if (era !== this.#kv.era) return false
       if (this.#kv.countFound([name]) > 0) return true
+      if (this.#isExhausted) return false
       const block = this.#kv.takeFresh()
       if (block === null) return false
+      bytesOf(this.#team.buffers.kvBlock).set(bytes)
       try {
-        bytesOf(this.#team.buffers.kvBlock).set(bytes)
         await this.#team.moveBlock(block, 'in')
-        if (era !== this.#kv.era) return false
-        this.#kv.name(block, name)
-        return true
-      } finally {
-        this.#kv.unpin(block)
+      } catch (thrown) {
+        // No step must come upon it.
+        this.#kv.withdraw(block)
+        this.#isExhausted = true
+        throw thrown
       }
+      const isValid = era === this.#kv.era
+      if (isValid) this.#kv.name(block, name)
+      this.#kv.unpin(block)
+      return isValid
     })
   }
 

@@ -21,6 +21,7 @@ export class KvPool {
   #changes = new Map<string, boolean>()
   /** Names that went while there were untouched blocks; as many as those would have kept, the oldest first. */
   readonly #ghosts = new Set<string>()
+  #withdrawn = 0
   /** Blocks that may be touched before kept ones are used again. */
   #worthTouching = 0
 
@@ -36,7 +37,7 @@ export class KvPool {
   }
 
   get used(): number {
-    return this.#size - this.free
+    return this.#size - this.free - this.#withdrawn
   }
 
   /** Of the free ones, those that may be found. */
@@ -68,6 +69,12 @@ export class KvPool {
   /** The same, but what is kept goes only where nothing else is left. */
   takeFresh(): number {
     return this.#use(this.#blank.pop() ?? this.#untouched() ?? this.#forgotten())
+  }
+
+  /** A block that is used once goes for good. */
+  withdraw(block: number): void {
+    assert(this.users(block) === 1)
+    this.#withdrawn += 1
   }
 
   #use(block: number | undefined): number {

@@ -13,6 +13,8 @@ export type EngineRequest = {
   cacheSalt: string
   /** Tokens that each candidate has already, when a request is resumed: computed again, not drawn again. */
   resumeFrom?: readonly (readonly number[])[]
+  /** What it has waited since it came; 0 if not given. */
+  waitedMs?: number
 }
 
 /** All resolved: the model's defaults are filled in already. */

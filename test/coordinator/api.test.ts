@@ -1,5 +1,6 @@
 import { status } from '@grpc/grpc-js'
 import { afterEach, beforeEach, describe, expect, test } from 'vitest'
+import { MoeshError } from '../../services/config/errors.ts'
 import { openSecurity } from '../../services/config/tls.ts'
 import type { ServedModel } from '../../services/coordinator/api/models.ts'
 import { type ApiServer, startApi } from '../../services/coordinator/api/server.ts'
@@ -377,6 +378,46 @@ describe('requests that end early', () => {
     await expect(client.call('moesh.v1.Inference/Cancel', { request_id: 'long' })).rejects.toMatchObject({
       code: status.NOT_FOUND,
     })
+  })
+
+  test('what a request waits for before it is queued ends with it, whoever ends it', async () => {
+    const waits: { signal: AbortSignal; goOn: () => void }[] = []
+    const prepare: ServedModel['prepare'] = (_, signal) =>
+      new Promise((resolve) => {
+        waits.push({ signal, goOn: resolve })
+        signal.addEventListener('abort', () => resolve())
+      })
+    models[0] = fakeModel(engine, { prepare })
+    const goesOn = client.collect(generate, { text: 'x', request_id: 'goes-on' })
+    await expect.poll(() => waits.length).toBe(1)
+    expect(engine.requests).toEqual([])
+    waits[0]?.goOn()
+    expect(outputOf((await goesOn).messages).finish.reason).toBe('STOP')
+    expect(engine.requests[0]?.waitedMs).toBeGreaterThan(0)
+
+    engine.hold()
+    const cancelled = client.collect(generate, { text: 'x', request_id: 'cancelled' })
+    await expect.poll(() => waits.length).toBe(2)
+    await client.call('moesh.v1.Inference/Cancel', { request_id: 'cancelled' })
+    expect(waits[1]?.signal.aborted).toBe(true)
+    expect(outputOf((await cancelled).messages).finish.reason).toBe('CANCELLED')
+    engine.release()
+
+    const call = client.stream(generate, { text: 'x', request_id: 'gone' })
+    call.on('error', () => {})
+    await expect.poll(() => waits.length).toBe(3)
+    call.cancel()
+    await expect.poll(() => waits[2]?.signal.aborted).toBe(true)
+    await expect.poll(() => server.runningRequests()).toBe(0)
+    expect(engine.requests.map(({ id }) => id)).toEqual(['goes-on', 'cancelled'])
+
+    const refused = client.collect(generate, { text: 'x', request_id: 'refused' })
+    await expect.poll(() => waits.length).toBe(4)
+    engine.submit = () => {
+      throw new MoeshError('QUEUE_FULL', 'it has filled meanwhile')
+    }
+    waits[3]?.goOn()
+    expect((await refused).error?.code).toBe(status.RESOURCE_EXHAUSTED)
   })
 
   test('a client that vanishes, or whose deadline passes, ends its request', async () => {

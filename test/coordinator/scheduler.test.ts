@@ -37,7 +37,7 @@ function cacheOf(run: readonly Schedulable[], blocksMax: number): KvView<Schedul
   }
 }
 
-/** Schedulable sequences as they can be: no more than the limits, and within the cache. */
+/** Running sequences as they can be: no more than the limits, and within the cache. */
 const situations = fc
   .tuple(limits, fc.array(running, { maxLength: 8 }), fc.array(waiting, { maxLength: 8 }))
   .map(([limit, run, wait]) => {

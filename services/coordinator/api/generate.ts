@@ -84,9 +84,10 @@ export class Generation implements EngineSink {
       this.#handle = model.engine.submit(request, this)
       return
     }
+    const cameMs = performance.now()
     const submit = () => {
       if (this.#hasEnded) return
-      this.#handle = model.engine.submit(request, this)
+      this.#handle = model.engine.submit({ ...request, waitedMs: performance.now() - cameMs }, this)
       if (this.#isCancelled) this.#handle.cancel()
     }
     waits.then(submit).catch((thrown: unknown) => this.interrupt(asMoeshError(thrown)))

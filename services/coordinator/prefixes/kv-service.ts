@@ -10,7 +10,7 @@ import { decodeReadRequest, readPath } from './kv-messages.ts'
 type ReadCall = ServerWritableStream<Buffer, Buffer>
 
 export type KvServiceOptions = {
-  kv: Pick<KvExchange, 'read'>
+  kv: Pick<KvExchange, 'read' | 'refresh'>
   /** All that bits depend on but tokens, at present. */
   era: () => string
   onSent: () => void
@@ -47,16 +47,35 @@ export function addKvService(server: Server, options: KvServiceOptions): void {
   })
 }
 
+/** Blocks that are read while one is sent: between two steps there may be time for several. */
+const readAhead = 4
+
 async function send(call: ReadCall, { kv, era, onSent }: KvServiceOptions): Promise<void> {
   const request = decodeReadRequest(call.request)
-  for (const name of request.names) {
-    const block = request.era === era() && !call.cancelled ? await kv.read(name) : null
-    // The era may have ended while it was read.
-    if (request.era !== era()) throw new MoeshError('KV_ERA', 'what is cached here was computed otherwise')
-    if (block === null) return
-    for (let at = 0; at < block.length && !call.cancelled; at += chunkBytes) {
-      if (!call.write(encodeContent(block.subarray(at, at + chunkBytes)))) await roomOrEnd(call, systemClock)
+  const reading: Promise<Uint8Array | null>[] = []
+  let asked = 0
+  const ask = () => {
+    const name = request.names[asked++]
+    if (name === undefined || request.era !== era()) return
+    const block = kv.read(name)
+    // One that is not waited for any more may fail, too.
+    block.catch(() => {})
+    reading.push(block)
+  }
+  for (let i = 0; i < readAhead; i++) ask()
+  try {
+    while (!call.cancelled) {
+      const block = (await reading.shift()) ?? null
+      // The era may have ended while it was read.
+      if (request.era !== era()) throw new MoeshError('KV_ERA', 'what is cached here was computed otherwise')
+      if (block === null) return
+      ask()
+      for (let at = 0; at < block.length && !call.cancelled; at += chunkBytes) {
+        if (!call.write(encodeContent(block.subarray(at, at + chunkBytes)))) await roomOrEnd(call, systemClock)
+      }
+      if (!call.cancelled) onSent()
     }
-    onSent()
+  } finally {
+    kv.refresh(request.names)
   }
 }

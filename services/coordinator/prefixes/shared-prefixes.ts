@@ -27,6 +27,12 @@ export type SharedPrefixesOptions = {
 const worthBlocks = 4
 /** Of the time that computing would take; what has not come by then is computed. */
 const worthShare = 0.5
+/** The store answers within so long, or is not waited for. */
+const findMs = 250
+/** Nothing came for so long: whoever has the blocks is busy, or gone. */
+const stallMs = 1000
+/** Blocks that came and are not written yet. */
+const writingMax = 8
 /** Names of a prompt that the store is asked for, and that it is told at once. */
 const namesMax = 4096
 /** In the store a name has half its figures: what is fetched is asked for by the whole. */
@@ -42,10 +48,13 @@ const short = (name: string) => name.slice(0, shortChars)
 export class SharedPrefixes {
   readonly #options: SharedPrefixesOptions
   readonly #peers = new Map<string, { address: string; peer: KvPeer }>()
-  /** By the last name: requests that begin alike wait for the same blocks. */
+  /** By the first name that is missing: requests that begin alike wait for the same blocks. */
   readonly #running = new Map<string, Promise<void>>()
   /** When everything was announced last. */
   #announcedMs = Number.NEGATIVE_INFINITY
+  /** What the store is still to be told: names that can be found, or not any more. */
+  readonly #untold = new Map<string, boolean>()
+  #isAnnouncing = false
   /** Tokens that were not computed here. */
   fetchedTokens = 0
 
@@ -65,42 +74,52 @@ export class SharedPrefixes {
     extendNames(names, promptIds, cacheSalt, count)
     const missing = names.slice(kv.held(names))
     if (missing.length < worthBlocks) return null
-    const budgetMs = worthShare * this.#options.msPerToken() * missing.length * kvBlockTokens
-    const ends = AbortSignal.any([signal, AbortSignal.timeout(Math.ceil(budgetMs))])
-    const last = names.at(-1) ?? ''
-    let work = this.#running.get(last)
+    const [first = ''] = missing
+    let work = this.#running.get(first)
     if (work === undefined) {
-      work = this.#fetch(names, missing, ends).finally(() => this.#running.delete(last))
-      this.#running.set(last, work)
+      work = this.#fetch(names, missing).finally(() => this.#running.delete(first))
+      this.#running.set(first, work)
     }
-    // A store that hangs must not hold up the request.
-    return Promise.race([work, aborted(ends)])
+    return Promise.race([work, aborted(signal)])
   }
 
   /** Tells the store what can be found here by now; called again and again. Errors: those of the store. */
   async announce(): Promise<void> {
     const { self, kv, store, nowMs, coordinators } = this.#options
-    const changes = kv.changes()
-    if (coordinators().length === 0) {
-      // Whoever comes hears of everything.
-      this.#announcedMs = Number.NEGATIVE_INFINITY
-      return
-    }
+    for (const [name, isHeld] of kv.changes()) this.#untold.set(name, isHeld)
     for (const [id, { address, peer }] of this.#peers) {
       if (coordinators().some((other) => other.id === id && other.address === address)) continue
       peer.close()
       this.#peers.delete(id)
     }
-    const startedMs = nowMs()
-    const isDue = startedMs - this.#announcedMs > keepMs / 2
-    const come = isDue ? kv.names() : [...changes].filter(([, isHeld]) => isHeld).map(([name]) => name)
-    const gone = [...changes].filter(([, isHeld]) => !isHeld).map(([name]) => name)
-    // Should one of the calls fail, the next time tells all.
-    const before = this.#announcedMs
-    this.#announcedMs = Number.NEGATIVE_INFINITY
-    for (const part of parts(gone)) await store.kvForget(self, part.map(short))
-    for (const part of parts(come)) await store.kvAnnounce(self, part.map(short), keepMs)
-    this.#announcedMs = isDue ? startedMs : before
+    if (coordinators().length === 0) {
+      // Whoever comes hears of everything; what was announced to those that went expires.
+      this.#untold.clear()
+      this.#announcedMs = Number.NEGATIVE_INFINITY
+      return
+    }
+    if (this.#isAnnouncing) return
+    this.#isAnnouncing = true
+    try {
+      if (nowMs() - this.#announcedMs > keepMs / 2) {
+        for (const name of kv.names()) this.#untold.set(name, true)
+        this.#announcedMs = nowMs()
+      }
+      // Names stay untold until the store has answered.
+      for (const part of parts(this.#untold, false)) await this.#tell(part, () => store.kvForget(self, part.map(short)))
+      for (const part of parts(this.#untold, true)) {
+        await this.#tell(part, () => store.kvAnnounce(self, part.map(short), keepMs))
+      }
+    } finally {
+      this.#isAnnouncing = false
+    }
+  }
+
+  async #tell(names: readonly string[], call: () => Promise<void>): Promise<void> {
+    const told = names.map((name) => [name, this.#untold.get(name)] as const)
+    await call()
+    // What has changed meanwhile is told the next time.
+    for (const [name, isHeld] of told) if (this.#untold.get(name) === isHeld) this.#untold.delete(name)
   }
 
   close(): void {
@@ -108,34 +127,73 @@ export class SharedPrefixes {
     this.#peers.clear()
   }
 
-  async #fetch(names: readonly string[], missing: readonly string[], signal: AbortSignal): Promise<void> {
-    const { kv, store, era, coordinators, onFailure } = this.#options
-    const eraName = era()
-    const eraNumber = kv.era()
+  async #fetch(names: readonly string[], missing: readonly string[]): Promise<void> {
+    const { kv, era, onFailure } = this.#options
+    const held = names.length - missing.length
+    const present = { name: era(), number: kv.era() }
     let from = ''
     try {
-      const found = await store.kvFind(
-        coordinators().map(({ id }) => id),
-        names.map(short),
-      )
-      const held = names.length - missing.length
-      const best = [...found].sort(([, a], [, b]) => b - a)[0]
-      const source = coordinators().find(({ id }) => id === best?.[0])
-      const wanted = missing.slice(0, Math.max(0, Math.min(kv.free(), (best?.[1] ?? 0) - held)))
-      if (source === undefined || wanted.length < worthBlocks || signal.aborted) return
-      from = source.id
-      let next = 0
-      for await (const block of this.#peer(source).read({ era: eraName, names: wanted }, kv.blockBytes, signal)) {
-        const name = wanted[next++]
-        if (name === undefined || era() !== eraName || !(await kv.write(name, block, eraNumber))) return
-        this.fetchedTokens += kvBlockTokens
-        if (signal.aborted) return
-      }
+      const found = await this.#find(names)
+      if (found === null) return
+      from = found.coordinator.id
+      // What is here already must not make room for what follows it.
+      kv.refresh(names)
+      const wanted = missing.slice(0, Math.max(0, Math.min(kv.free() - held, found.count - held)))
+      if (wanted.length < worthBlocks) return
+      await this.#read(found.coordinator, wanted, present)
     } catch (thrown) {
-      if (!signal.aborted) onFailure(from, thrown)
+      onFailure(from, thrown)
     } finally {
       kv.refresh(names)
     }
+  }
+
+  /** Who has most of them. */
+  async #find(names: readonly string[]): Promise<{ coordinator: Coordinator; count: number } | null> {
+    const { store, coordinators } = this.#options
+    const ids = coordinators().map(({ id }) => id)
+    const found = await Promise.race([store.kvFind(ids, names.map(short)), aborted(AbortSignal.timeout(findMs))])
+    const [best] = [...(found ?? [])].sort(([, a], [, b]) => b - a)
+    const coordinator = coordinators().find(({ id }) => id === best?.[0])
+    return best === undefined || coordinator === undefined ? null : { coordinator, count: best[1] }
+  }
+
+  /** Blocks are written while others come; all are in when it ends. */
+  async #read(from: Coordinator, names: readonly string[], present: { name: string; number: number }): Promise<void> {
+    const { kv, era, msPerToken } = this.#options
+    const ends = new AbortController()
+    const end = () => ends.abort()
+    const budget = setTimeout(end, worthShare * msPerToken() * names.length * kvBlockTokens)
+    const stall = setTimeout(end, stallMs)
+    const writing: Promise<boolean>[] = []
+    try {
+      let next = 0
+      for await (const block of this.#peer(from).read({ era: present.name, names }, kv.blockBytes, ends.signal)) {
+        stall.refresh()
+        const name = names[next++]
+        if (name === undefined || era() !== present.name) return
+        const written = this.#write(name, block, present.number)
+        // It is looked at later.
+        written.catch(() => {})
+        writing.push(written)
+        if (writing.length >= writingMax && !(await writing.shift())) return
+        if (ends.signal.aborted) return
+      }
+    } catch (thrown) {
+      if (!ends.signal.aborted) throw thrown
+    } finally {
+      clearTimeout(budget)
+      clearTimeout(stall)
+      await Promise.all(writing)
+    }
+  }
+
+  async #write(name: string, block: Uint8Array, era: number): Promise<boolean> {
+    const { kv } = this.#options
+    const isNew = kv.held([name]) === 0
+    const isHere = await kv.write(name, block, era)
+    if (isNew && isHere) this.fetchedTokens += kvBlockTokens
+    return isHere
   }
 
   #peer(coordinator: Coordinator): KvPeer {
@@ -153,7 +211,9 @@ function aborted(signal: AbortSignal): Promise<void> {
   return new Promise((resolve) => signal.addEventListener('abort', () => resolve(), { once: true }))
 }
 
-function parts(names: readonly string[]): string[][] {
+/** The names that are (not) held, as many at a time as the store is told. */
+function parts(untold: ReadonlyMap<string, boolean>, isHeld: boolean): string[][] {
+  const names = [...untold].filter(([, held]) => held === isHeld).map(([name]) => name)
   const count = Math.ceil(names.length / namesMax)
   return Array.from({ length: count }, (_, i) => names.slice(i * namesMax, (i + 1) * namesMax))
 }
