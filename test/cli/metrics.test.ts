@@ -46,7 +46,7 @@ test.each([2, 3])(
 
     // There is no dispatch; a limit and a cache only nodes of a cluster have.
     const expected = [...documentedMetrics()].filter(
-      (name) => !/^moesh_(dispatch|audit_[cm]|expert_(memory|cache)_bytes)/.test(name),
+      (name) => !/^moesh_(dispatch|audit_[cm]|kv_(fetched|sent)|expert_(memory|cache)_bytes)/.test(name),
     )
     expect(metricNames(after)).toEqual(new Set(expected))
 
