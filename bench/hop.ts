@@ -8,6 +8,7 @@ import { readProfile, tokenProfile } from '../services/cli/profile.ts'
 import { ensureCheckpoint } from './checkpoint.ts'
 import { startCluster } from './cluster.ts'
 import { watch } from './disturbance.ts'
+import { wholeNumber } from './options.ts'
 import { benchShapes } from './shape.ts'
 
 /**
@@ -29,16 +30,11 @@ const { values } = parseArgs({
   },
 })
 
-const whole = (name: 'clusters' | 'runs' | 'nodes' | 'threads' | 'tokens') => {
-  if (!/^[1-9]\d{0,8}$/.test(values[name]))
-    throw new Error(`--${name}: "${values[name]}" is not a whole number above 0`)
-  return Number(values[name])
-}
-const clusters = whole('clusters')
-const runs = whole('runs')
-const expertNodes = whole('nodes')
-const threads = whole('threads')
-const maxTokens = whole('tokens')
+const clusters = wholeNumber('clusters', values.clusters)
+const runs = wholeNumber('runs', values.runs)
+const expertNodes = wholeNumber('nodes', values.nodes)
+const threads = wholeNumber('threads', values.threads)
+const maxTokens = wholeNumber('tokens', values.tokens)
 const cacheDir = values.cache
 const checkpoint = ensureCheckpoint(cacheDir, shape, 1, () => {})
 const pack = await preparePack({ model: checkpoint, cache: cacheDir, format: 'int4' })

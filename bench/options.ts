@@ -31,6 +31,13 @@ export type BenchOptions = {
 
 export class UsageError extends Error {}
 
+/** Of a flag. Errors: UsageError. */
+export function wholeNumber(name: string, text: string, least = 1): number {
+  if (/^\d{1,9}$/.test(text) && Number(text) >= least) return Number(text)
+  const range = least === 0 ? '' : ` above ${least - 1}`
+  throw new UsageError(`--${name}: "${text}" is not a whole number${range}`)
+}
+
 /** Errors: UsageError, and those of `parseArgs`. */
 export function readOptions(args: readonly string[]): BenchOptions | 'help' | 'list' {
   const { values } = parseArgs({
@@ -49,10 +56,6 @@ export function readOptions(args: readonly string[]): BenchOptions | 'help' | 'l
   })
   if (values.help) return 'help'
   if (values.list) return 'list'
-  const whole = (name: string, text: string) => {
-    if (!/^[1-9]\d{0,8}$/.test(text)) throw new UsageError(`--${name}: "${text}" is not a whole number above 0`)
-    return Number(text)
-  }
   const expression = (text: string) => {
     try {
       return new RegExp(text)
@@ -63,11 +66,11 @@ export function readOptions(args: readonly string[]): BenchOptions | 'help' | 'l
   if (!isShapeName(values.shape)) throw new UsageError(`--shape: there is no "${values.shape}"`)
   return {
     rows: expression(values.rows),
-    pairs: whole('pairs', values.pairs),
-    threads: whole('threads', values.threads),
+    pairs: wholeNumber('pairs', values.pairs),
+    threads: wholeNumber('threads', values.threads),
     json: values.json,
     shape: benchShapes[values.shape],
-    seed: whole('seed', values.seed),
+    seed: wholeNumber('seed', values.seed),
     cacheDir: values.cache,
   }
 }

@@ -10,6 +10,7 @@ import { weightFormats } from '../services/model/format.ts'
 import { ensureCheckpoint } from './checkpoint.ts'
 import { startCluster } from './cluster.ts'
 import { startMoesh } from './moesh-process.ts'
+import { UsageError, wholeNumber } from './options.ts'
 import { benchShapes } from './shape.ts'
 import { summarise } from './statistics.ts'
 
@@ -38,19 +39,21 @@ const { values } = parseArgs({
     cache: { type: 'string', default: join(tmpdir(), 'moesh-bench') },
   },
 })
-const settings = z
-  .object({
-    speculate: z.coerce.number().int().min(1).max(64),
-    format: z.enum(weightFormats),
-    nodes: z.coerce.number().int().min(0),
-    delay: z.coerce.number().min(0),
-    pairs: z.coerce.number().int().min(1),
-    tokens: z.coerce.number().int().min(1),
-    concurrency: z.coerce.number().int().min(1),
-    threads: z.coerce.number().int().min(1),
-    cache: z.string(),
-  })
-  .parse(values)
+const number = (name: Exclude<keyof typeof values, 'format' | 'cache'>, least = 1) =>
+  wholeNumber(name, values[name], least)
+const format = weightFormats.find((known) => known === values.format)
+if (format === undefined) throw new UsageError(`--format: "${values.format}" is not ${weightFormats.join(', ')}`)
+const settings = {
+  speculate: number('speculate'),
+  format,
+  nodes: number('nodes', 0),
+  delay: number('delay', 0),
+  pairs: number('pairs'),
+  tokens: number('tokens', 2),
+  concurrency: number('concurrency'),
+  threads: number('threads'),
+  cache: values.cache,
+}
 
 type Server = { grpc: string; stop(): Promise<void> }
 

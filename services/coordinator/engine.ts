@@ -20,7 +20,7 @@ import type { Engine, EngineHandle, EngineRequest, EngineSink, FinishReason } fr
 import type { RequestCounters } from './request-counters.ts'
 import { looksBack } from './sampling.ts'
 import { kvBlocks, planStep, type StepPlan } from './scheduler.ts'
-import { guess, newSequence, type Running, type Sequence, wantsTrace } from './sequence.ts'
+import { guess, newSequence, noGuesses, type Running, type Sequence, wantsTrace } from './sequence.ts'
 import type { StepCounters } from './step-counters.ts'
 import { resultWords } from './team/layout.ts'
 import type { Team } from './team/team.ts'
@@ -219,7 +219,7 @@ class StepEngine implements Engine {
       assert(slot !== null)
       const count = known + guessed
       this.#kv.extend(sequence, start + count)
-      const guesses = sequence.guesses.slice(0, guessed)
+      const guesses = guessed === 0 ? noGuesses : sequence.guesses.slice(0, guessed)
       for (let i = 0; i < known; i++) team.buffers.tokens[row + i] = tokens[start + i] ?? 0
       team.buffers.tokens.set(guesses, row + known)
       const item = { slot, start, count, row, sequence, guesses }
@@ -282,7 +282,7 @@ class StepEngine implements Engine {
     this.#running = this.#running.filter((other) => other !== sequence)
     this.#releaseSlot(sequence)
     sequence.state = 'waiting'
-    sequence.guesses = []
+    sequence.guesses = noGuesses
     this.#options.counters.preempted += 1
     this.#waiting.push(sequence)
   }

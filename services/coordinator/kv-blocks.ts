@@ -11,7 +11,7 @@ import { kvBlockTokens } from './team/kv-cache.ts'
  * those tokens alone, within an era.
  */
 export class KvBlocks implements KvView<Sequence> {
-  readonly #pool: KvPool
+  readonly pool: KvPool
   /** [slots, blocks of a sequence]: what the team's threads read. */
   readonly #table: Int32Array
   readonly #width: number
@@ -20,65 +20,25 @@ export class KvBlocks implements KvView<Sequence> {
 
   /** `tokensMax`: of all sequences; `width`: most blocks of one; `tracks`: somebody takes the changes. */
   constructor(tokensMax: number, table: Int32Array, width: number, tracks = false) {
-    this.#pool = new KvPool(kvBlocks(tokensMax), tracks)
+    this.pool = new KvPool(kvBlocks(tokensMax), tracks)
     this.#table = table
     this.#width = width
   }
 
   get free(): number {
-    return this.#pool.free
+    return this.pool.free
   }
 
   get usedTokens(): number {
-    return this.#pool.used * kvBlockTokens
+    return this.pool.used * kvBlockTokens
   }
 
   get keptTokens(): number {
-    return this.#pool.kept * kvBlockTokens
+    return this.pool.kept * kvBlockTokens
   }
 
   get era(): number {
     return this.#era
-  }
-
-  names(): string[] {
-    return this.#pool.names()
-  }
-
-  takeChanges(): ReadonlyMap<string, boolean> {
-    return this.#pool.takeChanges()
-  }
-
-  /** How many of `names`, from the first on without a gap, are found. */
-  countFound(names: readonly string[]): number {
-    return this.#pool.find(names).length
-  }
-
-  /** The block of that name, kept until it is unpinned; null: there is none. */
-  pin(name: string): number | null {
-    const [block] = this.#pool.find([name])
-    if (block === undefined) return null
-    this.#pool.share(block)
-    return block
-  }
-
-  unpin(block: number): void {
-    this.#pool.release(block)
-  }
-
-  /** A pinned block of no sequence, to be filled and named; null: none is free. */
-  takeFresh(): number | null {
-    return this.#pool.free > 0 ? this.#pool.takeFresh() : null
-  }
-
-  /** A pinned block for which there is no memory is never used again. */
-  withdraw(block: number): void {
-    this.#pool.withdraw(block)
-  }
-
-  /** A pinned block's content is found by that name, in the present era. */
-  name(block: number, name: string): void {
-    this.#pool.name(block, name)
   }
 
   held({ blocks }: Sequence): number {
@@ -86,12 +46,12 @@ export class KvBlocks implements KvView<Sequence> {
   }
 
   own({ blocks }: Sequence): number {
-    return blocks.reduce((sum, block) => sum + (this.#pool.users(block) === 1 ? 1 : 0), 0)
+    return blocks.reduce((sum, block) => sum + (this.pool.users(block) === 1 ? 1 : 0), 0)
   }
 
   found(sequence: Sequence): { tokens: number; unused: number; blocks: number } {
     const blocks = this.#find(sequence)
-    const unused = blocks.filter((block) => this.#pool.users(block) === 0).length
+    const unused = blocks.filter((block) => this.pool.users(block) === 0).length
     return { tokens: blocks.length * kvBlockTokens, unused, blocks: blocks.length }
   }
 
@@ -99,9 +59,9 @@ export class KvBlocks implements KvView<Sequence> {
   begin(sequence: Sequence): void {
     assert(sequence.blocks.length === 0)
     const blocks = this.#find(sequence)
-    this.#pool.miss(sequence.names.slice(blocks.length))
+    this.pool.miss(sequence.names.slice(blocks.length))
     for (const block of blocks) {
-      this.#pool.share(block)
+      this.pool.share(block)
       this.#append(sequence, block)
     }
     sequence.cached = sequence.blocks.length * kvBlockTokens
@@ -111,17 +71,17 @@ export class KvBlocks implements KvView<Sequence> {
   /** What was computed before, and what running sequences still compute on top of it, is not found any more. */
   beginEra(): void {
     this.#era += 1
-    this.#pool.forget()
+    this.pool.forget()
   }
 
   /** Room for `tokens` in all. */
   extend(sequence: Sequence, tokens: number): void {
-    while (sequence.blocks.length < kvBlocks(tokens)) this.#append(sequence, this.#pool.take())
+    while (sequence.blocks.length < kvBlocks(tokens)) this.#append(sequence, this.pool.take())
   }
 
   /** Gives back what was needed for guesses that were wrong. */
   trim(sequence: Sequence): void {
-    while (sequence.blocks.length > kvBlocks(sequence.cached)) this.#pool.release(sequence.blocks.pop() ?? 0)
+    while (sequence.blocks.length > kvBlocks(sequence.cached)) this.pool.release(sequence.blocks.pop() ?? 0)
   }
 
   /** What was computed up to `cached` may be found from now on, in full blocks. */
@@ -131,7 +91,7 @@ export class KvBlocks implements KvView<Sequence> {
     for (let index = Math.floor(before / kvBlockTokens); index < full; index++) {
       const block = sequence.blocks[index]
       assert(block !== undefined)
-      this.#pool.name(block, this.#nameOf(sequence, index))
+      this.pool.name(block, this.#nameOf(sequence, index))
     }
   }
 
@@ -142,7 +102,7 @@ export class KvBlocks implements KvView<Sequence> {
   fork(from: Sequence, to: Sequence): { from: number; to: number } | null {
     const full = Math.floor(from.cached / kvBlockTokens)
     for (const block of from.blocks.slice(0, full)) {
-      this.#pool.share(block)
+      this.pool.share(block)
       this.#append(to, block)
     }
     to.cached = from.cached
@@ -150,14 +110,14 @@ export class KvBlocks implements KvView<Sequence> {
     to.names = from.names.slice(0, full)
     const rest = from.blocks[full]
     if (from.cached % kvBlockTokens === 0 || rest === undefined) return null
-    const copy = this.#pool.take()
+    const copy = this.pool.take()
     this.#append(to, copy)
     return { from: rest, to: copy }
   }
 
   release(sequence: Sequence): void {
     // The end of a prefix is worth less than its beginning.
-    for (const block of sequence.blocks.toReversed()) this.#pool.release(block)
+    for (const block of sequence.blocks.toReversed()) this.pool.release(block)
     sequence.blocks.length = 0
     sequence.cached = 0
   }
@@ -175,7 +135,7 @@ export class KvBlocks implements KvView<Sequence> {
     if (output.promptLogprobs !== null || output.promptExpertTrace) return []
     const full = findableBlocks(sequence.tokens.length)
     extendNames(sequence.names, sequence.tokens, sequence.request.request.cacheSalt, full)
-    return this.#pool.find(sequence.names.slice(0, full))
+    return this.pool.find(sequence.names.slice(0, full))
   }
 
   #nameOf({ names, tokens, request }: Sequence, index: number): string {

@@ -1,4 +1,5 @@
 import type { KvBlocks } from './kv-blocks.ts'
+import type { KvPool } from './kv-pool.ts'
 import type { Team } from './team/team.ts'
 
 /** How what is in the KV cache gets out, and in: a block at a time, between steps, by its name. */
@@ -28,7 +29,8 @@ const workMs = 5
 
 export class StepwiseExchange implements KvExchange {
   readonly blockBytes: number
-  readonly #kv: KvBlocks
+  readonly #kv: Pick<KvBlocks, 'era'>
+  readonly #pool: KvPool
   readonly #team: Pick<Team, 'buffers' | 'moveBlock'>
   readonly #nowMs: () => number
   readonly #onWork: () => void
@@ -40,6 +42,7 @@ export class StepwiseExchange implements KvExchange {
   /** `onWork`: there is something to `work` on. */
   constructor(kv: KvBlocks, team: Pick<Team, 'buffers' | 'moveBlock'>, nowMs: () => number, onWork: () => void) {
     this.#kv = kv
+    this.#pool = kv.pool
     this.#team = team
     this.#nowMs = nowMs
     this.#onWork = onWork
@@ -55,26 +58,27 @@ export class StepwiseExchange implements KvExchange {
   }
 
   held(names: readonly string[]): number {
-    return this.#kv.countFound(names)
+    return this.#pool.find(names).length
   }
 
   changes(): ReadonlyMap<string, boolean> {
-    return this.#kv.takeChanges()
+    return this.#pool.takeChanges()
   }
 
   names(): string[] {
-    return this.#kv.names()
+    return this.#pool.names()
   }
 
   read(name: string): Promise<Uint8Array | null> {
     return this.#betweenSteps(null, async () => {
-      const block = this.#kv.pin(name)
-      if (block === null) return null
+      const [block] = this.#pool.find([name])
+      if (block === undefined) return null
+      this.#pool.share(block)
       try {
         await this.#team.moveBlock(block, 'out')
         return Uint8Array.from(bytesOf(this.#team.buffers.kvBlock))
       } finally {
-        this.#kv.unpin(block)
+        this.#pool.release(block)
       }
     })
   }
@@ -82,34 +86,35 @@ export class StepwiseExchange implements KvExchange {
   write(name: string, bytes: Uint8Array, era: number): Promise<boolean> {
     return this.#betweenSteps(false, async () => {
       if (era !== this.#kv.era) return false
-      if (this.#kv.countFound([name]) > 0) return true
-      if (this.#isExhausted) return false
-      const block = this.#kv.takeFresh()
-      if (block === null) return false
+      if (this.held([name]) > 0) return true
+      if (this.#isExhausted || this.#pool.free === 0) return false
+      const block = this.#pool.takeFresh()
       bytesOf(this.#team.buffers.kvBlock).set(bytes)
       try {
         await this.#team.moveBlock(block, 'in')
       } catch (thrown) {
         // No step must come upon it.
-        this.#kv.withdraw(block)
+        this.#pool.withdraw(block)
         this.#isExhausted = true
         throw thrown
       }
       const isValid = era === this.#kv.era
-      if (isValid) this.#kv.name(block, name)
-      this.#kv.unpin(block)
+      if (isValid) this.#pool.name(block, name)
+      this.#pool.release(block)
       return isValid
     })
   }
 
   free(): number {
-    return this.#kv.free
+    return this.#pool.free
   }
 
   refresh(names: readonly string[]): void {
     for (const name of names.toReversed()) {
-      const block = this.#kv.pin(name)
-      if (block !== null) this.#kv.unpin(block)
+      for (const block of this.#pool.find([name])) {
+        this.#pool.share(block)
+        this.#pool.release(block)
+      }
     }
   }
 

@@ -13,7 +13,7 @@ export type Sequence = {
   /** Of them, those whose keys and values are in the KV cache. */
   cached: number
   /** Guesses of what follows the tokens: see `guess`. */
-  guesses: number[]
+  guesses: readonly number[]
   mayGuess: boolean
   /** From the first guess on. */
   lookup: PromptLookup | null
@@ -47,6 +47,8 @@ export type Running = {
   ended: boolean
 }
 
+export const noGuesses: readonly number[] = []
+
 export function newSequence(
   request: Running,
   candidate: number,
@@ -61,7 +63,7 @@ export function newSequence(
     arrival,
     tokens,
     cached: 0,
-    guesses: [],
+    guesses: noGuesses,
     // A draw that looks back would see tokens that were guessed wrong.
     mayGuess: guessesMax > 0 && !looksBack(request.request.sampling),
     lookup: null,
@@ -83,8 +85,9 @@ export function newSequence(
 /** Guesses at most `guessesMax` tokens that may follow, while it decodes, as far as it may still become so long. */
 export function guess(sequence: Sequence, guessesMax: number, contextLength: number): void {
   const { request, mayGuess, tokens, pending } = sequence
-  sequence.guesses = []
-  if (!mayGuess || request.promptTokens !== null || pending !== 1) return
+  if (!mayGuess) return
+  sequence.guesses = noGuesses
+  if (request.promptTokens !== null || pending !== 1) return
   const { promptIds, sampling } = request.request
   // Beyond every guess that is right there is a token to draw.
   const left = Math.min(contextLength, promptIds.length + sampling.maxTokens) - tokens.length - 1

@@ -14,6 +14,7 @@ import type { Cancellation } from './cancellation.ts'
 import { type Clock, systemClock, type Timer } from './clock.ts'
 import { decodeReply, encodeRequest, frameBytesMax, pairsPerFrame, type ReplyFrame, RowSelection } from './frame.ts'
 import { checkHello, encodeHello, type Hello } from './hello.ts'
+import { raw } from './raw-messages.ts'
 import { type RowEncoding, rowBytes, rowEncoding } from './rows.ts'
 import { splitCall } from './split-call.ts'
 import type { ExpertCall, ExpertReply, ExpertTransport } from './transport.ts'
@@ -175,7 +176,7 @@ class ExpertConnection implements GrpcExpertTransport {
   }
 
   #connect(): void {
-    const stream: Stream = this.#client.makeBidiStreamRequest(dispatchPath, same, same)
+    const stream: Stream = this.#client.makeBidiStreamRequest(dispatchPath, raw, raw)
     this.#stream = stream
     stream.on('error', (error: ServiceError) => this.#ended(stream, fromStatus(this.nodeId, error)))
     stream.on('end', () => this.#ended(stream, new MoeshError('NODE_LOST', `${this.nodeId} ended the stream`)))
@@ -337,8 +338,6 @@ class ExpertConnection implements GrpcExpertTransport {
     if (isNew) this.#options.onState?.(state)
   }
 }
-
-const same = (message: Buffer): Buffer => message
 
 function cancelled(nodeId: string): MoeshError {
   return new MoeshError('CANCELLED', `the call to ${nodeId} was given up`)

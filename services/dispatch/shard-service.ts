@@ -12,6 +12,7 @@ import { grpcStatus } from '../config/grpc-status.ts'
 import { roomOrEnd } from './backpressure.ts'
 import { type Clock, systemClock } from './clock.ts'
 import { RateLimit } from './rate-limit.ts'
+import { rawCodec } from './raw-messages.ts'
 import {
   chunkBytes,
   decodeFetchRequest,
@@ -46,11 +47,9 @@ export type ShardServiceOptions = {
 /** Transfers at once; a node that is turned away asks another source, or again. */
 const transfersMax = 16
 
-const same = (message: Buffer): Buffer => message
-const codec = { requestSerialize: same, requestDeserialize: same, responseSerialize: same, responseDeserialize: same }
 const definition: ServiceDefinition = {
-  getManifest: { path: manifestPath, requestStream: false, responseStream: false, ...codec },
-  fetch: { path: fetchPath, requestStream: false, responseStream: true, ...codec },
+  getManifest: { path: manifestPath, requestStream: false, responseStream: false, ...rawCodec },
+  fetch: { path: fetchPath, requestStream: false, responseStream: true, ...rawCodec },
 }
 
 /** Serves manifest and shards to expert nodes. */
@@ -112,8 +111,7 @@ async function send(call: FetchCall, place: ShardPlace, offset: number, limit: R
   }
 }
 
-/** What a client of an internal service is told. */
-export function statusOf(error: MoeshError) {
+function statusOf(error: MoeshError) {
   const metadata = new Metadata()
   metadata.set('moesh-code', error.code)
   return { code: grpcStatus(error.code), details: error.message, metadata }

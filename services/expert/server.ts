@@ -20,6 +20,7 @@ import {
 } from '../dispatch/frame.ts'
 import { dispatchPath } from '../dispatch/grpc-transport.ts'
 import { checkHello, encodeHello, type Hello } from '../dispatch/hello.ts'
+import { rawCodec } from '../dispatch/raw-messages.ts'
 import { hasScale, rowEncoding } from '../dispatch/rows.ts'
 import type { WeightFormat } from '../model/format.ts'
 import { type ModelSpec, moeLayers } from '../model/spec.ts'
@@ -70,16 +71,12 @@ export function addExpertService(server: Server, options: ExpertServiceOptions):
   return service
 }
 
-const same = (message: Buffer): Buffer => message
 const definition: ServiceDefinition = {
   dispatch: {
     path: dispatchPath,
     requestStream: true,
     responseStream: true,
-    requestSerialize: same,
-    requestDeserialize: same,
-    responseSerialize: same,
-    responseDeserialize: same,
+    ...rawCodec,
   },
 }
 

@@ -8,6 +8,7 @@ import {
 } from '@grpc/grpc-js'
 import { type ErrorCode, errorCodes, MoeshError } from '../config/errors.ts'
 import { type Clock, systemClock } from '../dispatch/clock.ts'
+import { raw } from '../dispatch/raw-messages.ts'
 import {
   chunkBytes,
   decodeContent,
@@ -50,8 +51,6 @@ const peerChannelOptions: ChannelOptions = {
   'grpc-node.flow_control_window': 8 * chunkBytes,
 }
 
-const same = (message: Buffer): Buffer => message
-
 export function connectShardPeer(options: ShardPeerOptions): ShardPeer {
   const { name, address } = options
   const clock = options.clock ?? systemClock
@@ -69,11 +68,11 @@ export function connectShardPeer(options: ShardPeerOptions): ShardPeer {
         }
         const request = encodeManifestRequest({ modelDigest })
         const deadline = Date.now() + stallMs
-        client.makeUnaryRequest(manifestPath, same, same, request, new Metadata(), { deadline }, done)
+        client.makeUnaryRequest(manifestPath, raw, raw, request, new Metadata(), { deadline }, done)
       })
     },
     async *fetch(sha256, offset) {
-      const stream = client.makeServerStreamRequest(fetchPath, same, same, encodeFetchRequest({ sha256, offset }))
+      const stream = client.makeServerStreamRequest(fetchPath, raw, raw, encodeFetchRequest({ sha256, offset }))
       // Whoever stops reading early cancels, and a cancelled stream tells of it once more.
       stream.on('error', () => {})
       let isStalled = false

@@ -1,4 +1,5 @@
 import { type ChannelCredentials, type ChannelOptions, Client } from '@grpc/grpc-js'
+import { raw } from '../../dispatch/raw-messages.ts'
 import { chunkBytes, decodeContent } from '../../dispatch/shard-messages.ts'
 import { encodeReadRequest, type ReadRequest, readPath } from './kv-messages.ts'
 
@@ -10,8 +11,6 @@ export interface KvPeer {
 }
 
 export type KvPeerOptions = { address: string; credentials: ChannelCredentials; channelOptions: ChannelOptions }
-
-const same = (message: Buffer): Buffer => message
 
 export function connectKvPeer({ address, credentials, channelOptions }: KvPeerOptions): KvPeer {
   const client = new Client(address, credentials, {
@@ -25,7 +24,7 @@ export function connectKvPeer({ address, credentials, channelOptions }: KvPeerOp
   })
   return {
     async *read(request, blockBytes, signal) {
-      const stream = client.makeServerStreamRequest(readPath, same, same, encodeReadRequest(request))
+      const stream = client.makeServerStreamRequest(readPath, raw, raw, encodeReadRequest(request))
       // Whoever stops reading early cancels, and a cancelled stream tells of it once more.
       stream.on('error', () => {})
       const cancel = () => stream.cancel()

@@ -1,9 +1,10 @@
 import type { Server, ServerWritableStream, ServiceDefinition } from '@grpc/grpc-js'
-import { asMoeshError, MoeshError } from '../../config/errors.ts'
+import { MoeshError } from '../../config/errors.ts'
 import { roomOrEnd } from '../../dispatch/backpressure.ts'
 import { systemClock } from '../../dispatch/clock.ts'
+import { rawCodec } from '../../dispatch/raw-messages.ts'
 import { chunkBytes, encodeContent } from '../../dispatch/shard-messages.ts'
-import { statusOf } from '../../dispatch/shard-service.ts'
+import { toServiceError } from '../api/failure.ts'
 import type { KvExchange } from '../kv-exchange.ts'
 import { decodeReadRequest, readPath } from './kv-messages.ts'
 
@@ -19,10 +20,8 @@ export type KvServiceOptions = {
 /** Readers at once: each holds up steps a little. One that is turned away computes by itself. */
 const readersMax = 4
 
-const same = (message: Buffer): Buffer => message
-const codec = { requestSerialize: same, requestDeserialize: same, responseSerialize: same, responseDeserialize: same }
 const definition: ServiceDefinition = {
-  read: { path: readPath, requestStream: false, responseStream: true, ...codec },
+  read: { path: readPath, requestStream: false, responseStream: true, ...rawCodec },
 }
 
 /** Gives blocks of the KV cache to other coordinators. */
@@ -41,7 +40,7 @@ export function addKvService(server: Server, options: KvServiceOptions): void {
       }
       serve().then(
         () => call.end(),
-        (thrown: unknown) => call.emit('error', statusOf(asMoeshError(thrown))),
+        (thrown: unknown) => call.emit('error', toServiceError(thrown)),
       )
     },
   })

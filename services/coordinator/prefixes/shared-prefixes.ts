@@ -38,6 +38,8 @@ const namesMax = 4096
 /** In the store a name has half its figures: what is fetched is asked for by the whole. */
 const shortChars = 32
 const keepMs = 600_000
+/** More than this has gathered while the store was away. */
+const untoldMax = 65_536
 
 const short = (name: string) => name.slice(0, shortChars)
 
@@ -87,15 +89,15 @@ export class SharedPrefixes {
   async announce(): Promise<void> {
     const { self, kv, store, nowMs, coordinators } = this.#options
     for (const [name, isHeld] of kv.changes()) this.#untold.set(name, isHeld)
+    if (this.#untold.size > untoldMax) this.#forgetUntold()
     for (const [id, { address, peer }] of this.#peers) {
       if (coordinators().some((other) => other.id === id && other.address === address)) continue
       peer.close()
       this.#peers.delete(id)
     }
     if (coordinators().length === 0) {
-      // Whoever comes hears of everything; what was announced to those that went expires.
-      this.#untold.clear()
-      this.#announcedMs = Number.NEGATIVE_INFINITY
+      // Whoever comes hears of everything.
+      this.#forgetUntold()
       return
     }
     if (this.#isAnnouncing) return
@@ -113,6 +115,12 @@ export class SharedPrefixes {
     } finally {
       this.#isAnnouncing = false
     }
+  }
+
+  /** The next time all that is held is told; what is not any more expires. */
+  #forgetUntold(): void {
+    this.#untold.clear()
+    this.#announcedMs = Number.NEGATIVE_INFINITY
   }
 
   async #tell(names: readonly string[], call: () => Promise<void>): Promise<void> {
