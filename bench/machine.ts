@@ -19,7 +19,7 @@ export type Machine = {
   peer: string
   threads: number
   shape: string
-  /** Bytes a second that this many threads read together. */
+  /** Bytes a second that this many threads read together, at best. */
   readBandwidth: number
   /** Over one, five and fifteen minutes. */
   loadBefore: number[]

@@ -1,6 +1,6 @@
 import { renameSync, writeFileSync } from 'node:fs'
 import { loadavg } from 'node:os'
-import { readBandwidth } from './bandwidth.ts'
+import { BandwidthGauge } from './bandwidth.ts'
 import { watch } from './disturbance.ts'
 import { describeMachine } from './machine.ts'
 import { type BenchOptions, readOptions, usage } from './options.ts'
@@ -29,11 +29,20 @@ async function main(args: readonly string[]): Promise<number> {
 
 async function run(options: BenchOptions): Promise<number> {
   ensurePeer()
+  const gauge = await BandwidthGauge.start(options.threads)
+  try {
+    return await measureRows(options, gauge)
+  } finally {
+    await gauge.close()
+  }
+}
+
+async function measureRows(options: BenchOptions, gauge: BandwidthGauge): Promise<number> {
   const { threads, shape } = options
-  const { result: bandwidth } = await watch(() => readBandwidth(threads))
+  const { result: bandwidth } = await watch(() => gauge.readBest())
   const facts = describeMachine({ threads, shape: shape.name, readBandwidth: bandwidth })
   const report: Report = { machine: { ...facts, loadAfter: facts.loadBefore }, rows: [], failed: [] }
-  const bench = new Bench(options, report)
+  const bench = new Bench(options, report, gauge)
   const isWanted = ({ name }: RowPlan) => options.rows.test(name)
   /** A part that fails takes only its own rows along. */
   const attempt = async (plans: readonly RowPlan[], work: () => Promise<void>) => {

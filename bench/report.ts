@@ -18,7 +18,9 @@ export type ReportRow = {
   othersCores: number | null
   /** What `peer` is. */
   against: string
-  /** Decoding: the share of the machine's read bandwidth that the median needs at least. */
+  /** Decoding: bytes a second that as many threads read together, between the measurements. */
+  readBandwidth?: Summary
+  /** Decoding: the share of its median that the medians need at least. */
   bandwidthFraction?: { ours: number; peer: number }
   /** Prefill: the median, in milliseconds. */
   timeToFirstTokenMs?: { ours: number; peer: number }
@@ -45,6 +47,7 @@ export function reportText({ machine, rows, failed }: Report): string {
 function rowsText(rows: readonly ReportRow[]): string {
   const number = (value: number) => value.toPrecision(value >= 1000 ? 4 : 3)
   const range = ({ min, median, max }: Summary) => `${number(median)} (${number(min)}…${number(max)})`
+  const gigabytes = ({ min, median, max }: Summary) => ({ min: min / 1e9, median: median / 1e9, max: max / 1e9 })
   const percent = (value: number) => `${(100 * value).toFixed(0)} %`
   return table([
     [
@@ -52,25 +55,40 @@ function rowsText(rows: readonly ReportRow[]): string {
       'moesh, tokens/s',
       'llama.cpp, tokens/s',
       'ratio',
-      'of bandwidth',
+      'memory, GB/s',
+      'of it',
       'first token, ms',
       'load',
       'others',
       'against',
     ],
-    ...rows.map(({ row, ours, peer, ratio, against, bandwidthFraction, timeToFirstTokenMs, load, othersCores }) => [
-      row,
-      range(ours),
-      range(peer),
-      `${ratio.median.toFixed(2)} (${ratio.min.toFixed(2)}…${ratio.max.toFixed(2)})`,
-      bandwidthFraction === undefined ? '' : `${percent(bandwidthFraction.ours)}, ${percent(bandwidthFraction.peer)}`,
-      timeToFirstTokenMs === undefined
-        ? ''
-        : `${timeToFirstTokenMs.ours.toFixed(0)}, ${timeToFirstTokenMs.peer.toFixed(0)}`,
-      load.map((value) => value.toFixed(1)).join(' → '),
-      othersText(othersCores),
-      against,
-    ]),
+    ...rows.map(
+      ({
+        row,
+        ours,
+        peer,
+        ratio,
+        against,
+        readBandwidth,
+        bandwidthFraction,
+        timeToFirstTokenMs,
+        load,
+        othersCores,
+      }) => [
+        row,
+        range(ours),
+        range(peer),
+        `${ratio.median.toFixed(2)} (${ratio.min.toFixed(2)}…${ratio.max.toFixed(2)})`,
+        readBandwidth === undefined ? '' : range(gigabytes(readBandwidth)),
+        bandwidthFraction === undefined ? '' : `${percent(bandwidthFraction.ours)}, ${percent(bandwidthFraction.peer)}`,
+        timeToFirstTokenMs === undefined
+          ? ''
+          : `${timeToFirstTokenMs.ours.toFixed(0)}, ${timeToFirstTokenMs.peer.toFixed(0)}`,
+        load.map((value) => value.toFixed(1)).join(' → '),
+        othersText(othersCores),
+        against,
+      ],
+    ),
   ])
 }
 

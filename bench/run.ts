@@ -1,6 +1,7 @@
 import { loadavg } from 'node:os'
 import { preparePack } from '../services/cli/model.ts'
 import { ProgressBar } from '../services/cli/progress.ts'
+import type { BandwidthGauge } from './bandwidth.ts'
 import { ensureCheckpoint, modelDirectory } from './checkpoint.ts'
 import { startCluster } from './cluster.ts'
 import { othersCoresMax, watch } from './disturbance.ts'
@@ -22,19 +23,21 @@ import {
   prefillRate,
   type RowPlan,
 } from './rows.ts'
-import { type Measured, measurePairs, summarisePairs } from './statistics.ts'
+import { type Measured, measurePairs, summarise, summarisePairs } from './statistics.ts'
 import type { Target } from './target.ts'
 
 /** One run: prepares what its rows need, and measures them. */
 export class Bench {
   readonly #options: BenchOptions
   readonly #report: Report
+  readonly #gauge: BandwidthGauge
   readonly #checkpoint: string
 
-  constructor(options: BenchOptions, report: Report) {
+  constructor(options: BenchOptions, report: Report, gauge: BandwidthGauge) {
     const { cacheDir, shape, seed } = options
     this.#options = options
     this.#report = report
+    this.#gauge = gauge
     this.#checkpoint = withProgress('writing the checkpoint', (onProgress) =>
       ensureCheckpoint(cacheDir, shape, seed, onProgress),
     )
@@ -101,11 +104,17 @@ export class Bench {
     // Not measured: code that runs for the first time is not compiled yet, and memory not touched.
     await ours()
     await peer()
+    // Read before each measurement, since a machine's memory is faster in one minute than in the next.
+    const bandwidths: number[] = []
+    const measure = async (side: () => Promise<number>) => {
+      if (plan.kind === 'decode') bandwidths.push(await this.#gauge.read())
+      return watch(side)
+    }
     const measured = await measurePairs({
       pairs: this.#options.pairs,
       othersCoresMax,
-      ours: () => watch(ours),
-      peer: () => watch(peer),
+      ours: () => measure(ours),
+      peer: () => measure(peer),
       onPair: (our, theirs, counts) => say(pairText(our, theirs, counts)),
     })
     const summary = summarisePairs(measured)
@@ -117,7 +126,7 @@ export class Bench {
       repeated: measured.repeated,
       othersCores: measured.othersCores,
       against: this.#against(plan),
-      ...this.#derived(plan, summary.ours.median, summary.peer.median),
+      ...this.#derived(plan, summary.ours.median, summary.peer.median, bandwidths),
       load: [before, loadavg()[0] ?? 0],
     }
     this.#report.rows.push(row)
@@ -136,17 +145,23 @@ export class Bench {
     }
   }
 
-  #derived(plan: RowPlan, ours: number, peer: number): Pick<ReportRow, 'bandwidthFraction' | 'timeToFirstTokenMs'> {
+  #derived(
+    plan: RowPlan,
+    ours: number,
+    peer: number,
+    bandwidths: readonly number[],
+  ): Pick<ReportRow, 'readBandwidth' | 'bandwidthFraction' | 'timeToFirstTokenMs'> {
     if (plan.kind === 'prefill') {
       return { timeToFirstTokenMs: { ours: (1000 * plan.rows) / ours, peer: (1000 * plan.rows) / peer } }
     }
     if (plan.kind !== 'decode') return {}
     const { shape } = this.#options
-    const { readBandwidth: bandwidth } = this.#report.machine
+    const readBandwidth = summarise(bandwidths)
     const context = contextTokens + plan.steps / 2
     const fraction = (storage: Parameters<typeof decodeStepBytes>[1], rate: number) =>
-      (decodeStepBytes(shape, storage, plan.sequences, context) * rate) / plan.sequences / bandwidth
+      (decodeStepBytes(shape, storage, plan.sequences, context) * rate) / plan.sequences / readBandwidth.median
     return {
+      readBandwidth,
       bandwidthFraction: {
         ours: fraction(ourStorage(plan.format), ours),
         peer: fraction(peerStorage(peerFormats[plan.format]), peer),

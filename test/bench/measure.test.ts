@@ -164,6 +164,7 @@ test('a report names machine, rows, doubtful rows and failures', () => {
         repeated: 0,
         othersCores: 0.9,
         against: 'Q8_0',
+        readBandwidth: { min: 1e10, median: 1.5e10, max: 2e10 },
         bandwidthFraction: { ours: 0.5, peer: 0.25 },
         load: [1, 1],
       },
@@ -172,6 +173,8 @@ test('a report names machine, rows, doubtful rows and failures', () => {
   })
   expect(text).toContain('Some CPU, 2 cores, 16.0 GiB')
   expect(text).toContain('20.0 GB/s read by 2 threads')
-  expect(text).toMatch(/decode-1\/int8 +2\.00 \(1\.00…3\.00\) .* 50 %, 25 % .* 0\.90 \(!\) +Q8_0/)
+  expect(text).toMatch(
+    /decode-1\/int8 +2\.00 \(1\.00…3\.00\) .* 15\.0 \(10\.0…20\.0\) +50 %, 25 % .* 0\.90 \(!\) +Q8_0/,
+  )
   expect(text).toContain('prefill-128/int8 failed: no')
 })
