@@ -1,4 +1,4 @@
-import { hash, randomUUID } from 'node:crypto'
+import { randomUUID } from 'node:crypto'
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { systemClock } from '../cluster/clock.ts'
@@ -12,9 +12,6 @@ import { advertisedAddress, openProcessSecurity, randomId } from '../config/iden
 import { journalKeepMs } from '../config/limits.ts'
 import type { CoordinatorSettings, RunningProcess } from '../config/process.ts'
 import { protocolVersion, version } from '../config/version.ts'
-import { systemClock as dispatchClock } from '../dispatch/clock.ts'
-import { createDispatcher } from '../dispatch/dispatcher.ts'
-import { rowEncoding } from '../dispatch/rows.ts'
 import { addShardService, type ShardLibrary } from '../dispatch/shard-service.ts'
 import { connectKubernetes } from '../kubernetes/api.ts'
 import { resolveZone } from '../kubernetes/zone.ts'
@@ -29,7 +26,7 @@ import type { Logger } from '../telemetry/log.ts'
 import { addProcessMetrics, Metrics } from '../telemetry/metrics.ts'
 import { loadTokenizer } from '../tokenizer/tokenizer.ts'
 import { startApi } from './api/server.ts'
-import { clusterRoutes, copiesMissing, coverage } from './cluster-routes.ts'
+import { copiesMissing, coverage } from './cluster-routes.ts'
 import {
   addDispatchMetrics,
   addPlacementMetrics,
@@ -37,11 +34,10 @@ import {
   addRequestMetrics,
   addStepMetrics,
 } from './coordinator-metrics.ts'
-import { ExpertLinks } from './expert-links.ts'
-import { FallbackExperts, fallbackNodeId } from './fallback-experts.ts'
+import { ExpertDispatch } from './expert-dispatch.ts'
 import { createStoreJournal } from './journal.ts'
 import { openKubernetes } from './kubernetes.ts'
-import { LateLog } from './late-log.ts'
+import { eraOf } from './kv-era.ts'
 import { clusterCalls } from './leader-calls.ts'
 import { fingerprint, startModelEngine } from './model-engine.ts'
 import { connectKvPeer } from './prefixes/kv-peer.ts'
@@ -50,7 +46,6 @@ import { SharedPrefixes } from './prefixes/shared-prefixes.ts'
 import { readProfile } from './profile.ts'
 import type { EngineRequest } from './request.ts'
 import { SelfCheck } from './self-check.ts'
-import { SilentNodes } from './silent-nodes.ts'
 import { nodeStates, storeView } from './store-view.ts'
 import { kvBlockTokens } from './team/kv-cache.ts'
 
@@ -93,64 +88,23 @@ export async function startCoordinator(settings: CoordinatorSettings, log: Logge
   // What nodes on CPUs like this one compute; a cluster of GPUs has a class of its own, which the placement names.
   const ownExpertClass = expertNumerics({ stageDir, provider: 'cpu', avoidSaturation, format })
 
-  const dial = security.dial('expert')
-  const silent = new SilentNodes({ clock: dispatchClock, onSuspect: () => controller.poke() })
-  opened.defer(() => silent.close())
-  const links = new ExpertLinks({
+  const experts = new ExpertDispatch({
     coordinatorId: id,
-    spec,
-    format,
-    modelDigest: pack.digest,
-    credentials: dial.credentials,
-    channelOptions: dial.options,
-    onState: (nodeId, state) => {
-      if (state.kind === 'ready') silent.answers(nodeId)
-      // The tries that follow fail for the same reason.
-      else if (state.kind === 'lost' && silent.lost(nodeId)) {
-        log.warn({ node: nodeId, error: state.reason }, 'the connection to an expert node is lost')
-      }
-    },
+    pack,
+    layers,
+    ownExpertClass,
+    stageDir,
+    dial: security.dial('expert'),
+    store,
+    view: () => membership.view(),
+    active: () => controller.active(),
+    onSuspect: () => controller.poke(),
+    onOwnExperts: () => reroute(),
+    log,
+    report,
   })
-  opened.defer(() => links.close())
-  const fallback = new FallbackExperts({ pack, stageDir, onChange: () => reroute(), report })
-  opened.defer(() => fallback.close())
-  let suspensions = 0
-  const lateLog = new LateLog(dispatchClock, log)
-  opened.defer(() => lateLog.close())
-  const dispatcher = createDispatcher({
-    hidden: spec.hidden,
-    encoding: rowEncoding(format),
-    routes: clusterRoutes(layers, { nodes: new Map(), suspended: new Map() }, null, '', pack.digest, {
-      nodeId: fallbackNodeId,
-      held: new Map(),
-    }),
-    transports: {
-      get: (nodeId) => (nodeId === fallbackNodeId ? fallback.transport() : links.get(nodeId)),
-    },
-    clock: dispatchClock,
-    onUncovered: (layer, expert) => {
-      // A class of nodes that computes other bits must not be helped out by this one.
-      if (numerics() === ownExpertClass) fallback.want(layer, expert)
-    },
-    onNodeLate: (nodeId, isLate, reason) => lateLog.note(nodeId, isLate, reason),
-    onFailure: (nodeId, error) => log.debug({ node: nodeId, error }, 'a dispatch is repeated elsewhere'),
-    onAudit: (finding) => {
-      const { layer, expert, suspects } = finding
-      const text = `rows of expert ${expert} in layer ${layer} differ; suspected: ${suspects.join(', ')}`
-      log.error({ finding }, 'an audit found rows that differ')
-      const event = { timeUnixMs: Date.now(), kind: 'audit.differs', node: suspects[0] ?? '', text, fields: {} }
-      store.appendEvents([event]).catch(report)
-      // Where no two agree nobody knows who is wrong; taking all out would only stop the model.
-      const [suspect] = suspects
-      if (suspects.length === 1 && suspect !== undefined && suspect !== 'coordinator') {
-        suspensions += 1
-        store.setSuspended(suspect, `an audit found wrong ${text}`.slice(0, 1000)).catch(report)
-      }
-    },
-    judge: async (layer, expert) => (numerics() === ownExpertClass ? fallback.judge(layer, expert) : null),
-    reference: (layer, expert) => (fallback.held().get(layer)?.has(expert) ? fallback.transport() : undefined),
-  })
-  opened.defer(() => dispatcher.close())
+  opened.defer(() => experts.close())
+  const { dispatcher } = experts
 
   const threads = settings.threads ?? defaultThreads(settings.cpus)
   const options = { ...settings, pack, experts: dispatcher, threads, stageDir, sharesKv: true }
@@ -255,7 +209,7 @@ export async function startCoordinator(settings: CoordinatorSettings, log: Logge
     layers,
     minReplicas: settings.minReplicas,
     preferredNumerics: ownExpertClass,
-    suspects: () => new Set([...silent.suspects(), ...(kubernetes?.suspects() ?? [])]),
+    suspects: () => new Set([...experts.suspects(), ...(kubernetes?.suspects() ?? [])]),
     onPlacement: () => reroute(),
     report,
   })
@@ -273,7 +227,7 @@ export async function startCoordinator(settings: CoordinatorSettings, log: Logge
   const view = storeView({ ...viewed, leaderCalls: calls })
 
   /** Fingerprint and era: with the same tokens, all that bits of the KV cache depend on. */
-  const kvEra = () => `${fingerprint(pack.digest, model.numerics, numerics() ?? '')} ${hash('sha256', era)}`
+  const kvEra = () => `${fingerprint(pack.digest, model.numerics, numerics() ?? '')} ${era}`
   const sent = { blocks: 0 }
   const peerDial = security.dial('coordinator')
   const prefixes = new SharedPrefixes({
@@ -301,22 +255,10 @@ export async function startCoordinator(settings: CoordinatorSettings, log: Logge
   opened.defer(() => prefixes.close())
 
   const { promise: ready, resolve: becomeReady } = Promise.withResolvers<void>()
-  const routesNow = () =>
-    clusterRoutes(layers, membership.view(), controller.active(), numerics() ?? '', pack.digest, {
-      nodeId: fallbackNodeId,
-      held: fallback.held(),
-    })
   let era = ''
   const reroute = () => {
-    const held = fallback.held()
-    const seen = membership.view()
-    silent.retain((nodeId) => seen.nodes.has(nodeId))
-    const routes = routesNow()
-    dispatcher.setRoutes(routes)
-    // Experts of another class compute other bits, and what a suspended node computed may be wrong.
-    // A new store has forgotten what was suspended before.
-    const { generation, suspensions, suspended } = seen
-    const present = JSON.stringify([numerics(), generation, suspensions, [...suspended.keys()].sort()])
+    const routes = experts.follow()
+    const present = eraOf(membership.view(), numerics())
     if (present !== era) model.engine.beginEra()
     era = present
     if (!isServing && (layers.length === 0 || (numerics() !== undefined && coverage(routes, 1).uncovered === 0))) {
@@ -324,25 +266,11 @@ export async function startCoordinator(settings: CoordinatorSettings, log: Logge
       api.setServing(true)
       becomeReady()
     }
-    if (held.size > 0) {
-      // Nodes that do not answer hold nothing that would help, whatever they said last.
-      const answering = [...seen.nodes].filter(([nodeId]) => !isAway(nodeId))
-      const live = clusterRoutes(
-        layers,
-        { ...seen, nodes: new Map(answering) },
-        controller.active(),
-        numerics() ?? '',
-        pack.digest,
-        { nodeId: fallbackNodeId, held: new Map() },
-      )
-      fallback.release((layer, expert) => hasCopy(live, layer, expert)).catch(report)
-    }
   }
-  const isAway = (nodeId: string) => silent.isSilent(nodeId) || dispatcher.nodeStats(nodeId).isLate
-  membership.onChange((changes, seen) => {
+  membership.onChange((changes) => {
     // A store that came back empty has lost what running requests need to be resumed.
     if (changes.some(({ kind }) => kind === 'generation')) journal.restore().catch(report)
-    links.update(seen)
+    experts.connect()
     reroute()
   })
   await membership.start()
@@ -359,29 +287,26 @@ export async function startCoordinator(settings: CoordinatorSettings, log: Logge
     store.publishLoad(id, meter.published(), loadKeepMs).catch(() => {})
     prefixes.announce().catch(() => {})
     // A node that answers again changes nothing that membership would tell of.
-    if (fallback.held().size > 0) reroute()
+    if (experts.helps) reroute()
   }, loadEveryMs)
   opened.defer(() => clearInterval(timer))
 
   const selfCheck = new SelfCheck()
   const checkTimer = setInterval(() => {
     const { running: requests, queued, kvTokensUsed } = model.engine.stats()
-    const { nodes } = membership.view()
     const found = selfCheck.look({
       requests: requests + queued,
       dispatches: dispatcher.stats().running,
       kvTokensUsed,
       routes: dispatcher.routes(),
-      expectedRoutes: routesNow(),
-      unlinked: [...nodes]
-        .filter(([nodeId, { record }]) => record.role === 'expert' && !links.has(nodeId))
-        .map(([it]) => it),
+      expectedRoutes: experts.routes(),
+      unlinked: experts.unlinked(),
     })
     for (const { what, text } of found) {
       log.error({ what, found: text }, 'idle, and parts disagree; repaired')
       if (what === 'dispatches') dispatcher.cancelAll()
       else if (what === 'routes') reroute()
-      else if (what === 'links') links.update(membership.view())
+      else if (what === 'links') experts.connect()
     }
   }, selfCheckEveryMs)
   opened.defer(() => clearInterval(checkTimer))
@@ -399,7 +324,7 @@ export async function startCoordinator(settings: CoordinatorSettings, log: Logge
     nodes: nodeStates(viewed),
     uncovered: coverage(dispatcher.routes(), 1).uncovered,
     copiesMissing: copiesMissing(dispatcher.routes(), settings.minReplicas),
-    suspensions,
+    suspensions: experts.suspensions,
   }))
 
   const running = opened.move()
@@ -416,11 +341,6 @@ export async function startCoordinator(settings: CoordinatorSettings, log: Logge
       await running.disposeAsync()
     },
   }
-}
-
-function hasCopy(routes: ReturnType<typeof clusterRoutes>, layer: number, expert: number): boolean {
-  const starts = routes.layers.get(layer)?.starts
-  return (starts?.[expert + 1] ?? 0) > (starts?.[expert] ?? 0)
 }
 
 /** Manifest and shards of a pack, for expert nodes that have neither. */

@@ -4,16 +4,8 @@ import { Cancellation } from '../dispatch/cancellation.ts'
 import type { Dispatcher } from '../dispatch/transport.ts'
 import type { ModelSpec } from '../model/spec.ts'
 import { checkRequest } from './admission.ts'
-import {
-  headOfDecode,
-  headRow,
-  isWanted,
-  nextTokens,
-  readLogprobs,
-  type StepItem,
-  stillWanted,
-  type Wanted,
-} from './head-rows.ts'
+import { HandOut } from './hand-out.ts'
+import { headOfDecode, headRow, type StepItem } from './head-rows.ts'
 import { KvBlocks } from './kv-blocks.ts'
 import { type KvExchange, StepwiseExchange } from './kv-exchange.ts'
 import type { Engine, EngineHandle, EngineRequest, EngineSink, FinishReason } from './request.ts'
@@ -22,9 +14,7 @@ import { looksBack } from './sampling.ts'
 import { kvBlocks, planStep, type StepPlan } from './scheduler.ts'
 import { guess, newSequence, noGuesses, type Running, type Sequence, wantsTrace } from './sequence.ts'
 import type { StepCounters } from './step-counters.ts'
-import { resultWords } from './team/layout.ts'
 import type { Team } from './team/team.ts'
-import { TokenRate } from './token-rate.ts'
 import { TraceRecorder } from './trace-recorder.ts'
 
 export type EngineLimits = Engine['limits'] & { kvTokensMax: number }
@@ -74,7 +64,7 @@ class StepEngine implements Engine {
   #cancellation: Cancellation | null = null
   /** Calls of sinks, in order. They are made while the next step computes, so that no step waits for a client. */
   #outbox: (() => void)[] = []
-  readonly #tokenRate: TokenRate
+  readonly #handOut: HandOut
   readonly #loop: Promise<void>
 
   constructor(options: EngineOptions) {
@@ -88,7 +78,13 @@ class StepEngine implements Engine {
       options.sharesKv,
     )
     this.#exchange = new StepwiseExchange(this.#kv, options.team, options.nowMs, () => this.#wake?.())
-    this.#tokenRate = new TokenRate(options.nowMs)
+    this.#handOut = new HandOut({
+      ...options,
+      kv: this.#kv,
+      contextLength: options.limits.contextLength,
+      send: (call) => this.#outbox.push(call),
+      end: (sequence, reason) => this.#end(sequence, reason),
+    })
     this.#loop = this.#serve()
   }
 
@@ -143,7 +139,7 @@ class StepEngine implements Engine {
     return {
       running: this.#running.length,
       queued: this.#waiting.length,
-      tokensPerSecond: this.#tokenRate.perSecond(),
+      tokensPerSecond: this.#handOut.tokensPerSecond,
       kvTokensUsed: this.#kv.usedTokens,
       kvTokensKept: this.#kv.keptTokens,
       kvTokensMax: this.#options.limits.kvTokensMax,
@@ -318,7 +314,7 @@ class StepEngine implements Engine {
       this.#kv.publish(sequence, start)
     }
     this.#forkCandidates(items)
-    await this.#handOut(items, traces, early)
+    await this.#handOut.run(items, traces, early)
     steps.end(rows, items.length, early.length > 0 ? 'decode' : 'prefill')
   }
 
@@ -371,133 +367,6 @@ class StepEngine implements Engine {
         this.#running.push(other)
       }
     }
-  }
-
-  /** Asks the head for what the step's rows are for, a slice at a time, and passes it on; the first of `early` is there. */
-  async #handOut(items: readonly StepItem[], traces: TraceRecorder | null, early: readonly Wanted[]): Promise<void> {
-    const { team, headRowsMax, steps, nowMs } = this.#options
-    const take = (slice: readonly Wanted[]) => {
-      const takenMs = nowMs()
-      for (const [index, want] of slice.entries()) this.#take(want, index, traces, takenMs)
-    }
-    take(early.slice(0, headRowsMax))
-    const wanted = early.length > 0 ? early.slice(headRowsMax) : items.flatMap((item) => this.#wanted(item, traces))
-    for (let from = 0; from < wanted.length; from += headRowsMax) {
-      const slice = stillWanted(wanted.slice(from, from + headRowsMax))
-      if (slice.length === 0) continue
-      steps.lap()
-      await team.head(slice.map(headRow))
-      steps.ranHead()
-      take(slice)
-    }
-    for (const { sequence, guesses } of items) {
-      if (guesses.length > 0) this.#kv.trim(sequence)
-      this.#finishScoring(sequence)
-    }
-  }
-
-  #wanted(item: StepItem, traces: TraceRecorder | null): Wanted[] {
-    const { sequence, start, count, row } = item
-    const { request } = sequence.request
-    const promptTokens = request.promptIds.length
-    const wanted: Wanted[] = []
-    if (sequence.state === 'ended') return wanted
-    const collects = sequence.candidate === 0 && sequence.request.promptTokens !== null
-    for (let i = 0; collects && i < count && start + i < promptTokens; i++) {
-      this.#collectPrompt(item, start + i, traces)
-      const scored = request.output.promptLogprobs !== null && start + i + 1 < promptTokens
-      if (scored) wanted.push({ row: row + i, position: start + i, sequence, draws: false, guess: null })
-    }
-    const isComplete = sequence.cached === sequence.tokens.length
-    if (!isComplete || request.sampling.maxTokens === 0) return wanted
-    const [drawn, ...behindGuesses] = nextTokens(item)
-    wanted.push(drawn, ...behindGuesses)
-    const forked = sequence.request.sequences.filter(
-      (other) => other !== sequence && other.state === 'running' && other.cached === sequence.cached,
-    )
-    if (sequence.candidate === 0 && drawn.position === 0 && request.resumeFrom === undefined) {
-      for (const other of forked) wanted.push({ ...drawn, sequence: other })
-    }
-    return wanted
-  }
-
-  #collectPrompt(item: StepItem, position: number, traces: TraceRecorder | null): void {
-    const { sequence, row, start } = item
-    const { promptTokens, request } = sequence.request
-    if (promptTokens === null) return
-    const experts = request.output.promptExpertTrace && traces !== null ? traces.of(row + position - start) : null
-    const known = promptTokens[position]
-    if (known) known.experts = experts
-    else promptTokens.push({ id: sequence.tokens[position] ?? 0, logprobs: null, experts })
-  }
-
-  /** Result `index` of the head slice. */
-  #take(want: Wanted, index: number, traces: TraceRecorder | null, takenMs: number): void {
-    const { sequence, position, draws, guess } = want
-    const running = sequence.request
-    if (!isWanted(want)) return
-    const { buffers } = this.#options.team
-    if (!draws) {
-      const entry = running.promptTokens?.[position + 1]
-      const logprobs = readLogprobs(buffers, index, running.request.output.promptLogprobs)
-      // The next row may come with a later chunk only.
-      if (entry) entry.logprobs = logprobs
-      else running.promptTokens?.push({ id: sequence.tokens[position + 1] ?? 0, logprobs, experts: null })
-      return
-    }
-    this.#sendPrompt(running)
-    if (guess !== null) this.#keepGuess(sequence)
-    const id = buffers.results[index * resultWords.size + resultWords.token] ?? 0
-    const experts = running.request.output.expertTrace && traces !== null ? traces.of(want.row) : null
-    const logprobs = readLogprobs(buffers, index, running.request.output.logprobs)
-    sequence.tokens.push(id)
-    running.outputTokens += 1
-    this.#countToken(sequence, takenMs)
-    this.#outbox.push(() => running.sink.token(sequence.candidate, position, { id, logprobs, experts }))
-    const { sampling } = running.request
-    const outputTokens = position + 1
-    if (sampling.stopTokenIds.has(id) && outputTokens >= sampling.minTokens) {
-      this.#end(sequence, { kind: 'stop', tokenId: id })
-    } else if (outputTokens >= sampling.maxTokens || sequence.tokens.length >= this.limits.contextLength) {
-      this.#end(sequence, { kind: 'length' })
-    }
-  }
-
-  /** The guess at the end of its tokens was right, and has been computed. */
-  #keepGuess(sequence: Sequence): void {
-    sequence.cached += 1
-    this.#kv.publish(sequence, sequence.cached - 1)
-    this.#options.counters.guessedRight += 1
-  }
-
-  #countToken(sequence: Sequence, takenMs: number): void {
-    const { counters } = this.#options
-    const running = sequence.request
-    this.#tokenRate.count()
-    counters.generatedTokens += 1
-    if (running.firstTokenMs === null) counters.timeToFirstToken.record((takenMs - running.submittedMs) / 1000)
-    running.firstTokenMs ??= takenMs
-    if (sequence.lastTokenMs !== null) counters.interToken.record((takenMs - sequence.lastTokenMs) / 1000)
-    sequence.lastTokenMs = takenMs
-  }
-
-  #sendPrompt(running: Running): void {
-    if (running.promptTokens === null) return
-    const { promptLogprobs, promptExpertTrace } = running.request.output
-    const tokens = promptLogprobs !== null || promptExpertTrace ? running.promptTokens : null
-    running.promptTokens = null
-    this.#options.counters.promptTokens += running.request.promptIds.length
-    this.#options.counters.cachedPromptTokens += running.cachedTokens
-    this.#outbox.push(() => running.sink.prompt(tokens, running.cachedTokens))
-  }
-
-  /** A request for no tokens ends when its prompt is read. */
-  #finishScoring(sequence: Sequence): void {
-    const { request } = sequence.request
-    if (sequence.state === 'ended' || request.sampling.maxTokens > 0) return
-    if (sequence.cached < sequence.tokens.length) return
-    this.#sendPrompt(sequence.request)
-    for (const other of sequence.request.sequences) this.#end(other, { kind: 'length' })
   }
 
   /** `reason` null: the client ended it and wants no word of it. */

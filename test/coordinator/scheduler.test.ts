@@ -133,6 +133,24 @@ describe('a step plan', () => {
     expect(guesses(100, 100, [prompt])).toEqual([0, 0, 0])
   })
 
+  test('counts of a sequence that gives up only what nobody shares with it', () => {
+    const cached = 2 * kvBlockTokens
+    const [first, second, third] = [0, 1, 2].map(
+      (arrival): Schedulable => ({ priority: 0, arrival, cached, pending: 1, guessed: 0 }),
+    )
+    if (!first || !second || !third) throw new Error('three')
+    const limits = { rowsMax: 10, sequencesMax: 8 }
+    const planWith = (own: ReadonlyMap<Schedulable, number>, run: Schedulable[]) =>
+      planStep(run, [], limits, { ...cacheOf([], 0), held: () => 2, own: (sequence) => own.get(sequence) ?? 0 })
+    const run = [first, second, third]
+    // The last one shares all that it has, so the one before has to go, too.
+    const plan = planWith(new Map([[second, 1]]), run)
+    expect(plan.preempted).toEqual([third, second])
+    expect(plan.scheduled).toEqual([{ sequence: first, count: 1, guessed: 0 }])
+    // Where all share all, nobody is left, and blocks are free that this plan could not count on.
+    expect(planWith(new Map(), [first, second])).toEqual({ scheduled: [], preempted: [second, first], admitted: [] })
+  })
+
   test('leaves out what is in the cache, and counts what others use of it once', () => {
     const alike = (arrival: number): Waiting => ({
       ...{ priority: 0, arrival, cached: 0, pending: 2 * kvBlockTokens + 5, guessed: 0 },
