@@ -1,7 +1,11 @@
-import { parentPort } from 'node:worker_threads'
+import { parentPort, workerData } from 'node:worker_threads'
 import { z } from 'zod'
+import { bindThisThread } from '../services/runtime/cpus.ts'
 
-/** Reads its buffer over and over for a moment when told to, and answers with bytes a second. */
+/** Reads its buffer over and over for a moment when told to, and answers with a `Reading`. */
+
+const cpu = z.number().nullable().parse(workerData)
+if (cpu !== null) bindThisThread(cpu)
 
 const pageBytes = 65536
 const bufferBytes = 256 * 1024 * 1024
@@ -61,14 +65,19 @@ const { memory, sum } = exportsSchema.parse({ ...instance.exports })
 new Uint8Array(memory.buffer).fill(1)
 
 parentPort?.on('message', () => {
-  const startMs = performance.now()
+  const fromMs = now()
   let passes = 0
-  let nowMs = startMs
+  let toMs = fromMs
   do {
     sum(0, bufferBytes)
     passes++
-    nowMs = performance.now()
-  } while (nowMs - startMs < readMs)
-  parentPort?.postMessage((passes * bufferBytes) / ((nowMs - startMs) / 1000))
+    toMs = now()
+  } while (toMs - fromMs < readMs)
+  parentPort?.postMessage({ bytes: passes * bufferBytes, fromMs, toMs })
 })
-parentPort?.postMessage(1)
+parentPort?.postMessage('ready')
+
+/** The same clock for all threads. */
+function now(): number {
+  return performance.timeOrigin + performance.now()
+}

@@ -1,6 +1,7 @@
 import { existsSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { describe, expect, test } from 'vitest'
+import { jointRate } from '../../bench/bandwidth.ts'
 import { busyTicks, othersCores, parseStat } from '../../bench/disturbance.ts'
 import { decodeStepBytes, ourStorage, peerStorage } from '../../bench/model-bytes.ts'
 import { readOptions } from '../../bench/options.ts'
@@ -76,6 +77,12 @@ describe('tokens that arrive', () => {
     arrivals.add(1, 1, 30)
     await complete
   })
+})
+
+test('what threads read together counts from the first start to the last end', () => {
+  const one = { bytes: 1e9, fromMs: 1000, toMs: 2000 }
+  expect(jointRate([one, one])).toBe(2e9)
+  expect(jointRate([one, { bytes: 1e9, fromMs: 2000, toMs: 3000 }])).toBe(1e9)
 })
 
 describe('others on the machine', () => {
