@@ -7,7 +7,7 @@ export const packFormatVersion = 1
 const attention = z.strictObject({
   heads: z.int().positive(),
   kvHeads: z.int().positive(),
-  headDim: z.int().positive(),
+  headDim: z.int().positive().multipleOf(4),
   scale: z.number().positive(),
   rope: z.strictObject({ inverseFrequencies: z.array(z.number()), attentionFactor: z.number() }),
   window: z.int().positive().nullable(),

@@ -63,6 +63,7 @@ describe('a checkpoint that cannot be served says why', () => {
       change: { rope_parameters: { full_attention: { rope_theta: 1 } } },
       says: /by kind of layer \(full_attention\)/,
     },
+    { why: 'heads that are no fours', change: { head_dim: 18 }, says: /heads of 18 numbers are not supported/ },
     { why: 'an unsupported activation', change: { hidden_act: 'relu2' }, says: /hidden_act relu2 is not supported/ },
     {
       why: 'a quantised checkpoint',

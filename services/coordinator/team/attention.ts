@@ -1,4 +1,3 @@
-import { MoeshError } from '../../config/errors.ts'
 import type { AttentionSpec, RopeSpec } from '../../model/spec.ts'
 import { addKernelMs } from '../../runtime/inside.ts'
 import type { AttentionKernel, Span } from './attention-kernel.ts'
@@ -68,9 +67,6 @@ export class Attention {
 
   /** Layers with equal rotations share a table. */
   part({ spec, kvHeads, normEps, qNorm, kNorm }: AttentionWeights): AttentionPart {
-    if (spec.headDim % 4 !== 0) {
-      throw new MoeshError('MODEL_UNSUPPORTED', `heads of ${spec.headDim} numbers`, 'only multiples of 4 are supported')
-    }
     const group = spec.heads / spec.kvHeads
     return {
       spec,

@@ -59,7 +59,7 @@ export type AttentionOptions = {
   bias?: boolean
 }
 
-/** The attention of every layer, without a window. Throws CHECKPOINT_INVALID where sizes do not fit together. */
+/** The attention of every layer, without a window. Throws CHECKPOINT_INVALID where sizes do not fit together, MODEL_UNSUPPORTED by name. */
 export function attentionOf(config: PublishedConfig, keys: DecoderKeys, options: AttentionOptions): AttentionSpec {
   const heads = keys.num_attention_heads
   const kvHeads = keys.num_key_value_heads ?? heads
@@ -69,6 +69,10 @@ export function attentionOf(config: PublishedConfig, keys: DecoderKeys, options:
       'CHECKPOINT_INVALID',
       `${config.path}: hidden_size (${keys.hidden_size}) is no multiple of num_attention_heads (${heads}), and head_dim is missing`,
     )
+  }
+  if (headDim % 4 !== 0) {
+    const hint = 'multiples of 4 are'
+    throw new MoeshError('MODEL_UNSUPPORTED', `${config.path}: heads of ${headDim} numbers are not supported`, hint)
   }
   if (heads % kvHeads !== 0) {
     throw new MoeshError(

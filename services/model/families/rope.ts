@@ -13,9 +13,6 @@ export function ropeOf(config: PublishedConfig, headDim: number, defaultTheta: n
   if (partial !== 1) {
     throw new MoeshError('MODEL_UNSUPPORTED', `${path}: partial_rotary_factor ${String(partial)} is not supported`)
   }
-  if (headDim % 2 !== 0) {
-    throw new MoeshError('CHECKPOINT_INVALID', `${path}: a head of ${headDim} components cannot be rotated in halves`)
-  }
   const theta = rope.theta ?? defaultTheta
   const plain = Array.from({ length: headDim / 2 }, (_, i) => {
     const exponent = Math.fround((2 * i) / headDim)
