@@ -8,9 +8,9 @@ import { HandOut } from './hand-out.ts'
 import { headOfDecode, headRow, type StepItem } from './head-rows.ts'
 import { KvBlocks } from './kv-blocks.ts'
 import { type KvExchange, StepwiseExchange } from './kv-exchange.ts'
+import { Places } from './places.ts'
 import type { Engine, EngineHandle, EngineRequest, EngineSink, FinishReason } from './request.ts'
 import type { RequestCounters } from './request-counters.ts'
-import { looksBack } from './sampling.ts'
 import { kvBlocks, planStep, type StepPlan } from './scheduler.ts'
 import { guess, newSequence, noGuesses, type Running, type Sequence, wantsTrace } from './sequence.ts'
 import type { StepCounters } from './step-counters.ts'
@@ -18,9 +18,6 @@ import type { Team } from './team/team.ts'
 import { TraceRecorder } from './trace-recorder.ts'
 
 export type EngineLimits = Engine['limits'] & { kvTokensMax: number }
-
-/** What a candidate needs to go on from another's prompt: the rest of a block, and its next token. */
-const forkBlocksMax = 2
 
 export type EngineOptions = {
   spec: ModelSpec
@@ -54,8 +51,8 @@ class StepEngine implements Engine {
   readonly #requests = new Map<string, Running>()
   #waiting: Sequence[] = []
   #running: Sequence[] = []
-  readonly #freeSlots: number[]
   readonly #kv: KvBlocks
+  readonly #places: Places
   readonly #exchange: StepwiseExchange
   #arrivals = 0
   #wake: (() => void) | null = null
@@ -70,13 +67,13 @@ class StepEngine implements Engine {
   constructor(options: EngineOptions) {
     this.#options = options
     this.limits = options.limits
-    this.#freeSlots = Array.from({ length: options.limits.maxSequences }, (_, slot) => slot).reverse()
     this.#kv = new KvBlocks(
       options.limits.kvTokensMax,
       options.team.buffers.blocks,
       kvBlocks(options.limits.contextLength),
       options.sharesKv,
     )
+    this.#places = new Places(options.team, this.#kv, options.limits.maxSequences)
     this.#exchange = new StepwiseExchange(this.#kv, options.team, options.nowMs, () => this.#wake?.())
     this.#handOut = new HandOut({
       ...options,
@@ -246,37 +243,13 @@ class StepEngine implements Engine {
     const running = sequence.request
     const isFirst = running.startedMs === null
     running.startedMs ??= this.#options.nowMs()
-    this.#takeSlot(sequence)
-    this.#kv.begin(sequence)
-    this.#tellBegin(sequence)
+    this.#places.take(sequence)
     if (isFirst) running.cachedTokens = Math.min(sequence.cached, running.request.promptIds.length)
-  }
-
-  #takeSlot(sequence: Sequence): void {
-    const slot = this.#freeSlots.pop()
-    assert(slot !== undefined)
-    sequence.slot = slot
-  }
-
-  /** Its tokens from `cached` on are fed to the team; of those before it tells where a draw looks back at them. */
-  #tellBegin({ slot, candidate, request: { request }, tokens, cached }: Sequence): void {
-    assert(slot !== null)
-    const { promptIds, sampling } = request
-    const known = looksBack(sampling) ? tokens.slice(0, cached) : []
-    this.#options.team.tell({ kind: 'begin', slot, candidate, promptTokens: promptIds.length, known, sampling })
-  }
-
-  #releaseSlot(sequence: Sequence): void {
-    if (sequence.slot === null) return
-    this.#kv.release(sequence)
-    this.#options.team.tell({ kind: 'free', slot: sequence.slot })
-    this.#freeSlots.push(sequence.slot)
-    sequence.slot = null
   }
 
   #preempt(sequence: Sequence): void {
     this.#running = this.#running.filter((other) => other !== sequence)
-    this.#releaseSlot(sequence)
+    this.#places.giveBack(sequence)
     sequence.state = 'waiting'
     sequence.guesses = noGuesses
     this.#options.counters.preempted += 1
@@ -353,18 +326,10 @@ class StepEngine implements Engine {
       if (!promptIsRead || sequences.length === 1 || request.resumeFrom !== undefined) continue
       for (const other of sequences) {
         if (other.candidate === 0 || other.state !== 'waiting' || this.#waiting.includes(other)) continue
-        if (this.#freeSlots.length === 0 || sequence.slot === null || this.#kv.free < forkBlocksMax) {
-          // No room now: it reads the prompt by itself later.
-          this.#waiting.push(other)
-          continue
-        }
-        this.#takeSlot(other)
-        this.#tellBegin(other)
-        assert(other.slot !== null)
-        const block = this.#kv.fork(sequence, other)
-        this.#options.team.tell({ kind: 'fork', from: sequence.slot, slot: other.slot, block })
-        other.state = 'running'
-        this.#running.push(other)
+        if (this.#places.fork(sequence, other)) {
+          other.state = 'running'
+          this.#running.push(other)
+        } else this.#waiting.push(other) // It reads the prompt by itself later.
       }
     }
   }
@@ -377,7 +342,7 @@ class StepEngine implements Engine {
     sequence.lookup = null
     this.#waiting = this.#waiting.filter((other) => other !== sequence)
     this.#running = this.#running.filter((other) => other !== sequence)
-    this.#releaseSlot(sequence)
+    this.#places.giveBack(sequence)
     if (reason !== null) this.#outbox.push(() => running.sink.finish(sequence.candidate, reason))
     if (running.ended || running.sequences.some(({ state }) => state !== 'ended')) return
     running.ended = true
@@ -412,7 +377,7 @@ class StepEngine implements Engine {
       this.#requests.delete(running.request.id)
       for (const other of running.sequences) {
         other.state = 'ended'
-        this.#releaseSlot(other)
+        this.#places.giveBack(other)
       }
       this.#outbox.push(() => running.sink.fail(error))
     }

@@ -2,6 +2,8 @@ import assert from 'node:assert/strict'
 import { asMoeshError, MoeshError } from '../config/errors.ts'
 import { Cancellation } from './cancellation.ts'
 import type { Clock, Timer } from './clock.ts'
+import { DueTimer } from './due-timer.ts'
+import { firstCall, repeatedCall } from './entry-calls.ts'
 import type { LatencyRecord } from './hedge.ts'
 import { avoidance, type NodeHealth } from './node-health.ts'
 import type { OutputPool } from './output-pool.ts'
@@ -28,8 +30,6 @@ export type DispatchContext = {
 /** Rows whose copies all failed wait so long before they try them again; doubled each time. */
 const retryFirstMs = 10
 const retryLastMs = 500
-/** A timer that fires so much later than asked tells of a busy thread here, not of a late node. */
-const stallMs = 2
 /** An expert that only late nodes hold for so long is reported as uncovered. */
 const uncoveredAfterMs = 1000
 
@@ -63,8 +63,7 @@ export class RunningDispatch {
   readonly #trouble = new Map<number, Trouble>()
   readonly #waiting = new Set<number>()
   #entriesLeft: number
-  #timer: { dueMs: number; timer: Timer } | null = null
-  #isGraceGiven = false
+  readonly #lateTimer: DueTimer
   #retryTimer: Timer | null = null
   #retryMs = retryFirstMs
   #retriedRows = 0
@@ -78,6 +77,7 @@ export class RunningDispatch {
     this.groups = groups
     this.routed = routed
     this.#entriesLeft = groups.entryCount
+    this.#lateTimer = new DueTimer(context.clock, () => this.#checkLate())
     for (let entry = 0; entry < groups.entryCount; entry++) this.doneBy.push(null)
   }
 
@@ -115,60 +115,22 @@ export class RunningDispatch {
     this.#retryMs = retryFirstMs
     this.#place([...this.#waiting])
     for (const attempt of [...this.#attempts]) if (attempt.isLate) this.#hedge(attempt)
-    this.#armTimer()
+    this.#armLate()
   }
 
   #startGroup(nodeId: string, from: number, to: number): void {
-    const { groups, routed } = this
-    const start = groups.rowStart[from] ?? 0
-    const end = groups.rowStart[to] ?? 0
     const entries: number[] = []
     for (let entry = from; entry < to; entry++) entries.push(entry)
-    this.#start(nodeId, entries, null, {
-      layer: routed.layer,
-      experts: groups.entryExpert.subarray(from, to),
-      counts: groups.entryRows.subarray(from, to),
-      rowIndices: groups.rowIndices.subarray(start, end),
-      rows: routed.rows,
-      outputs: routed.outputs,
-      outputStart: start,
-    })
+    this.#start(nodeId, entries, null, firstCall(this.groups, this.routed, from, to))
   }
 
   /** Entries whose first call did not do. Their answers come to a buffer of their own, in their own order. */
   #startAgain(nodeId: string, entries: number[]): void {
     entries.sort((a, b) => this.#expert(a) - this.#expert(b))
-    // An expert may stand in two entries, of nodes that both failed: a call names it once.
-    const experts: number[] = []
-    const counts: number[] = []
-    let rows = 0
-    for (const entry of entries) {
-      const count = this.#rows(entry)
-      if (experts.at(-1) === this.#expert(entry)) counts[counts.length - 1] = (counts.at(-1) ?? 0) + count
-      else {
-        experts.push(this.#expert(entry))
-        counts.push(count)
-      }
-      rows += count
-    }
-    const rowIndices = new Int32Array(rows)
-    let at = 0
-    for (const entry of entries) {
-      const start = this.groups.rowStart[entry] ?? 0
-      rowIndices.set(this.groups.rowIndices.subarray(start, start + this.#rows(entry)), at)
-      at += this.#rows(entry)
-    }
+    const rows = entries.reduce((sum, entry) => sum + this.#rows(entry), 0)
     this.#retriedRows += rows
     const scratch = this.#context.scratch.take(rows)
-    this.#start(nodeId, entries, scratch, {
-      layer: this.routed.layer,
-      experts: Int32Array.from(experts),
-      counts: Int32Array.from(counts),
-      rowIndices,
-      rows: this.routed.rows,
-      outputs: scratch,
-      outputStart: 0,
-    })
+    this.#start(nodeId, entries, scratch, repeatedCall(this.groups, this.routed, entries, rows, scratch))
   }
 
   #start(nodeId: string, entries: readonly number[], scratch: OutputBuffer | null, call: ExpertCall): void {
@@ -229,7 +191,7 @@ export class RunningDispatch {
       else trouble.failed.add(attempt.nodeId)
     }
     this.#place(attempt.entries.filter((entry) => this.doneBy[entry] === null && !this.#isOnItsWayInTime(entry)))
-    this.#armTimer()
+    this.#armLate()
   }
 
   #settled(attempt: Attempt): void {
@@ -320,34 +282,15 @@ export class RunningDispatch {
       attempt.dueMs = nowMs < attempt.startedMs + uncoveredAfterMs ? attempt.startedMs + uncoveredAfterMs : Infinity
       this.#hedge(attempt)
     }
-    this.#armTimer()
+    this.#armLate()
   }
 
   /** One timer for all calls of the dispatch: at the first moment when one of them is late. */
-  #armTimer(): void {
+  #armLate(): void {
     if (this.#ended !== 'no') return
     let dueMs = Infinity
     for (const attempt of this.#attempts) dueMs = Math.min(dueMs, attempt.dueMs)
-    if (this.#timer && this.#timer.dueMs <= dueMs) return
-    this.#timer?.timer.cancel()
-    this.#timer = null
-    if (dueMs < Infinity) this.#setTimer(dueMs, Math.max(0, dueMs - this.#context.clock.nowMs()))
-  }
-
-  #setTimer(dueMs: number, delayMs: number): void {
-    const timer = this.#context.clock.after(delayMs, () => {
-      this.#timer = null
-      const isStalled = this.#context.clock.nowMs() - dueMs > stallMs
-      if (isStalled && !this.#isGraceGiven) {
-        // Answers that came while this thread was busy get their turn before anybody is called late.
-        this.#isGraceGiven = true
-        this.#setTimer(this.#context.clock.nowMs() + 1, 1)
-        return
-      }
-      this.#isGraceGiven = false
-      this.#checkLate()
-    })
-    this.#timer = { dueMs, timer }
+    this.#lateTimer.arm(dueMs)
   }
 
   #armRetry(): void {
@@ -359,14 +302,14 @@ export class RunningDispatch {
       if (this.#ended !== 'no') return
       for (const entry of this.#waiting) this.#trouble.get(entry)?.failed.clear()
       this.#place([...this.#waiting])
-      this.#armTimer()
+      this.#armLate()
     })
   }
 
   #finish(how: 'done' | 'cancelled'): void {
     assert(this.#ended === 'no')
     this.#ended = how
-    this.#timer?.timer.cancel()
+    this.#lateTimer.cancel()
     this.#retryTimer?.cancel()
     if (this.#attempts.size === 0) this.#end()
     else this.#cancellation.cancel()

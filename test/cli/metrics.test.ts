@@ -12,7 +12,7 @@ test.each([2, 3])(
     const server = await moesh.start('serve', ...flags)
     const address = /"metrics":"([^"]+)"/.exec(server.stderr())?.[1] ?? ''
     // Its own sample, which it generates at the start, must not be counted halfway.
-    await expect.poll(() => server.stderr()).toContain('Ctrl-C ends it')
+    await expect.poll(() => server.stderr(), { timeout: 30_000 }).toContain('Ctrl-C ends it')
     const before = await readMetrics(address)
 
     const load = ['--concurrency', '2', '--requests', '4', '--prompt-tokens', '24', '--max-tokens', '8']

@@ -58,7 +58,7 @@ function run(behaviour: object): Promise<number | null> {
   return new Promise((resolve) => child.on('close', resolve))
 }
 
-const says = (text: string) => expect.poll(() => output).toContain(text)
+const says = (text: string) => expect.poll(() => output, { timeout: 10_000 }).toContain(text)
 
 test('the ready file appears whole once it can serve, and SIGTERM drains and exits 0', async () => {
   const readyFile = join(directory, 'ready.json')

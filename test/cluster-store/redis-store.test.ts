@@ -43,7 +43,7 @@ describe.skipIf(redisCommand() === null)('a real Redis', () => {
     store.onHint(() => hints++)
     await redis.restart()
     // Nobody says anything: that it is back is news by itself.
-    await expect.poll(() => hints).toBeGreaterThan(0)
+    await expect.poll(() => hints, { timeout: 3000 }).toBeGreaterThan(0)
     const after = await untilReachable(() => beatOf(store))
     expect(after.isKnown).toBe(false)
     expect(after.graceMs).toBeGreaterThan(0)

@@ -59,7 +59,10 @@ export type AttentionOptions = {
   bias?: boolean
 }
 
-/** The attention of every layer, without a window. Throws CHECKPOINT_INVALID where sizes do not fit together, MODEL_UNSUPPORTED by name. */
+/**
+ * The attention of every layer, without a window. Throws CHECKPOINT_INVALID where sizes do not fit together, and
+ * MODEL_UNSUPPORTED for heads that attention does not compute.
+ */
 export function attentionOf(config: PublishedConfig, keys: DecoderKeys, options: AttentionOptions): AttentionSpec {
   const heads = keys.num_attention_heads
   const kvHeads = keys.num_key_value_heads ?? heads
