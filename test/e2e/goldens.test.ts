@@ -1,6 +1,6 @@
 import { describe, test } from 'vitest'
 import { compareModel } from '../support/compare-golden.ts'
-import { findGolden, readGolden } from '../support/golden.ts'
+import { goldenDirectory, readGolden } from '../support/golden.ts'
 import { testPacks } from '../support/packs.ts'
 import { runModel } from '../support/running-model.ts'
 
@@ -31,11 +31,7 @@ const chunks = [
 const pack = testPacks()
 
 describe.each(cases)('%s', (name) => {
-  const directory = findGolden(name)
-  if (directory === null) {
-    test.skip(`${name} is not on this machine (it lies in ../shared/goldens)`, () => {})
-    return
-  }
+  const directory = goldenDirectory(name)
   test.each(chunks)('equals the reference, its prompts read $why', async ({ maxBatchTokens }) => {
     const golden = readGolden(directory)
     const model = await runModel(await pack(directory, 'f32'), {

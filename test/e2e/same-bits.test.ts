@@ -8,7 +8,7 @@ import { extendNames, findableBlocks } from '../../services/coordinator/block-na
 import type { TokenOutput } from '../../services/coordinator/request.ts'
 import type { RequestCounters } from '../../services/coordinator/request-counters.ts'
 import { type WeightFormat, weightFormats } from '../../services/model/format.ts'
-import { findGolden } from '../support/golden.ts'
+import { goldenDirectory } from '../support/golden.ts'
 import { demoCheckpoint, testPacks } from '../support/packs.ts'
 import { type Result, type RunningModel, runModel, type TestRequest, type Topology } from '../support/running-model.ts'
 
@@ -76,11 +76,11 @@ afterAll(() => rmSync(wideDirectory, { recursive: true, force: true }))
 const models = [
   { name: 'tales-moe', directory: demoCheckpoint },
   { name: 'olmoe with blocks of 128', directory: ensureCheckpoint(wideDirectory, wide, 1) },
-  { name: 'olmoe', directory: findGolden('olmoe') },
-  { name: 'mixtral', directory: findGolden('mixtral') },
-  { name: 'mistral with a window', directory: findGolden('mistral_sliding') },
-  { name: 'qwen3_moe with dense layers', directory: findGolden('qwen3_moe_mixed_layers') },
-  { name: 'qwen3 (dense)', directory: findGolden('qwen3') },
+  { name: 'olmoe', directory: goldenDirectory('olmoe') },
+  { name: 'mixtral', directory: goldenDirectory('mixtral') },
+  { name: 'mistral with a window', directory: goldenDirectory('mistral_sliding') },
+  { name: 'qwen3_moe with dense layers', directory: goldenDirectory('qwen3_moe_mixed_layers') },
+  { name: 'qwen3 (dense)', directory: goldenDirectory('qwen3') },
 ]
 
 const single: Topology = { transport: 'shared memory', nodes: 1, ranks: 1, threads: 1 }
@@ -114,7 +114,6 @@ function neighbour(index: number): TestRequest {
 const pack = testPacks()
 
 describe.each(models)('$name', ({ directory }) => {
-  if (directory === null) return
   describe.each(weightFormats)('%s', (format: WeightFormat) => {
     let reference: string[] = []
 
@@ -137,7 +136,6 @@ const longPrompt: TestRequest = {
 }
 
 describe.each(models.filter(({ name }) => /blocks|dense layers/.test(name)))('$name', ({ directory }) => {
-  if (directory === null) return
   test.each(weightFormats)('%s: a prompt of 301 tokens, whole and in chunks of 7', async (format) => {
     const whole = await run(directory, format, { why: 'alone', threads: 2 }, [longPrompt])
     const chunks = await run(directory, format, { why: 'chunks of 7', maxBatchTokens: 7 }, [longPrompt])
@@ -160,7 +158,6 @@ const chatTurns = {
 } satisfies Record<string, TestRequest>
 
 describe.each(models.filter(({ name }) => /tales|window|dense layers/.test(name)))('$name', ({ directory }) => {
-  if (directory === null) return
   test.each(weightFormats)('%s: what is found in the KV cache', async (format) => {
     const alone = async (request: TestRequest) => (await run(directory, format, { why: 'alone' }, [request]))[0]
     const { first, other } = chatTurns
@@ -215,7 +212,6 @@ const guessing: Variation[] = [
 ]
 
 describe.each(models.filter(({ name }) => /tales|window|dense layers/.test(name)))('$name', ({ directory }) => {
-  if (directory === null) return
   test.each(weightFormats)('%s: guessed tokens, right and wrong ones', async (format) => {
     const plain = await run(directory, format, { why: 'alone' }, repetitive)
     // What was guessed right is found in the KV cache by the next turn, and continued.
@@ -263,7 +259,6 @@ describe.each(models.filter(({ name }) => /tales|window|dense layers/.test(name)
 })
 
 describe.each(models.filter(({ name }) => /tales|window|dense layers/.test(name)))('$name', ({ directory }) => {
-  if (directory === null) return
   test.each(weightFormats)('%s: blocks of the KV cache that another coordinator computed', async (format) => {
     const request: TestRequest = {
       promptIds: Array.from({ length: 150 }, (_, i) => 5 + ((i * 31) % 240)),

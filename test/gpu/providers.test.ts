@@ -5,7 +5,7 @@ import { afterAll, describe, expect, test } from 'vitest'
 import { weightFormats } from '../../services/model/format.ts'
 import { proveRowInvariance } from '../../services/runtime/canary.ts'
 import { compareModel } from '../support/compare-golden.ts'
-import { findGolden, readGolden } from '../support/golden.ts'
+import { goldenDirectory, readGolden } from '../support/golden.ts'
 import { testPacks } from '../support/packs.ts'
 import { runModel, type Topology } from '../support/running-model.ts'
 import { probe } from './device.ts'
@@ -16,8 +16,7 @@ import { probe } from './device.ts'
  */
 
 const pack = testPacks()
-const directory = findGolden('olmoe')
-if (directory === null) throw new Error('test/goldens/olmoe is missing')
+const directory = goldenDirectory('olmoe')
 const stageDir = mkdtempSync(join(tmpdir(), 'moesh-gpu-test-'))
 afterAll(() => rmSync(stageDir, { recursive: true, force: true }))
 

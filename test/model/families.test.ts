@@ -1,4 +1,4 @@
-import { existsSync, readdirSync, readFileSync } from 'node:fs'
+import { readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { describe, expect, test } from 'vitest'
 import { openCheckpoint } from '../../services/checkpoint/checkpoint.ts'
@@ -7,16 +7,9 @@ import type { AttentionSpec, ModelSpec } from '../../services/model/spec.ts'
 import { coordinatorTensors, expertTensors } from '../../services/model/tensors.ts'
 
 const goldens = 'test/goldens'
-/** More cases of our families lie beside the repository in some places. */
-const moreGoldens = '../shared/goldens'
-const moreCases = ['llama_sharded']
-const hasMore = existsSync(moreGoldens)
-if (!hasMore) process.stderr.write(`${moreGoldens} is missing: its cases are skipped\n`)
-
 const cases = readdirSync(goldens, { withFileTypes: true })
   .filter((entry) => entry.isDirectory())
   .map(({ name }) => ({ name, directory: join(goldens, name) }))
-if (hasMore) cases.push(...moreCases.map((name) => ({ name, directory: join(moreGoldens, name) })))
 
 function specOf(name: string): ModelSpec {
   const checkpoint = openCheckpoint(cases.find((golden) => golden.name === name)?.directory ?? join(goldens, name))

@@ -1,11 +1,11 @@
-import { existsSync, readFileSync } from 'node:fs'
+import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { z } from 'zod'
 import { repository } from './packs.ts'
 
 /**
  * Reference outputs of tiny checkpoints, computed by Hugging Face transformers; test/goldens/README.md says what they
- * are. A dozen cases are in the repository; where the larger set lies beside it, the other cases are taken from there.
+ * are.
  */
 export type Golden = {
   directory: string
@@ -25,10 +25,8 @@ const goldenSchema = z.object({
   prompts: z.array(z.object({ ids: z.array(z.number()), greedy: z.array(z.number()), text: z.string().optional() })),
 })
 
-/** null: not on this machine. */
-export function findGolden(name: string): string | null {
-  const places = [join(repository, 'test', 'goldens', name), join(repository, '..', 'shared', 'goldens', name)]
-  return places.find((place) => existsSync(join(place, 'golden.json'))) ?? null
+export function goldenDirectory(name: string): string {
+  return join(repository, 'test', 'goldens', name)
 }
 
 export function readGolden(directory: string): Golden {
